@@ -1,0 +1,187 @@
+"""The objects of one connection, by oid.
+
+The cache knows every object that is alive, weakly, so that one oid is never two objects; and it
+holds those accessed recently strongly, up to a target size, so that they stay alive.  It shrinks
+at transaction boundaries, by making the objects that were not accessed for longest into ghosts.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import TypeVar
+from weakref import KeyedRef, ref
+
+from durus.interfaces import Oid
+from durus.logger import log
+from durus.persistent import (
+    GHOST,
+    ConnectionBase,
+    ObjectConnection,
+    PersistentBase,
+    PersistentObject,
+    _setattribute,
+)
+
+__all__ = ["Cache", "ObjectDictionary", "ReferenceContainer"]
+
+P = TypeVar("P", bound=PersistentObject)
+
+
+class ObjectDictionary:
+    """A dictionary with weak values whose dead keys are removed only when an iteration starts.
+
+    The garbage collector may drop a value at any moment, also in the middle of an iteration.
+    """
+
+    def __init__(self) -> None:
+        self.mapping: dict[Oid, KeyedRef[Oid, PersistentObject]] = {}
+        self.dead: set[Oid] = set()
+
+        def bury(reference: KeyedRef[Oid, PersistentObject], owner: ref[ObjectDictionary]) -> None:
+            dictionary = owner()
+            if dictionary is not None:
+                dictionary.dead.add(reference.key)
+
+        owner = ref(self)
+        self.callback = lambda reference: bury(reference, owner)
+
+    def get(self, key: Oid, default: PersistentObject | None = None) -> PersistentObject | None:
+        reference = self.mapping.get(key)
+        if reference is not None:
+            value = reference()
+            if value is not None and key not in self.dead:
+                return value
+        return default
+
+    def __setitem__(self, key: Oid, value: PersistentObject) -> None:
+        self.dead.discard(key)
+        self.mapping[key] = KeyedRef(value, self.callback, key)
+
+    def __delitem__(self, key: Oid) -> None:
+        self.dead.add(key)
+
+    def __contains__(self, key: Oid) -> bool:
+        return self.get(key) is not None
+
+    def __len__(self) -> int:
+        return len(self.mapping) - len(self.dead)
+
+    def clear_dead(self) -> None:
+        while self.dead:
+            self.mapping.pop(self.dead.pop(), None)
+
+    def __iter__(self) -> Iterator[Oid]:
+        self.clear_dead()
+        for key in self.mapping:
+            if key not in self.dead:
+                yield key
+
+
+class ReferenceContainer:
+    """Strong references to objects, by identity (objects may define `==` and no hash)."""
+
+    def __init__(self) -> None:
+        self.map: dict[int, PersistentObject] = {}
+
+    def __len__(self) -> int:
+        return len(self.map)
+
+    def add(self, obj: PersistentObject) -> None:
+        self.map[id(obj)] = obj
+
+    def discard(self, obj: PersistentObject) -> None:
+        self.map.pop(id(obj), None)
+
+
+class Cache:
+    """The objects of a connection; `size` is the number that shrinking aims at."""
+
+    def __init__(self, size: int) -> None:
+        self.objects = ObjectDictionary()
+        self.recent_objects = ReferenceContainer()
+        self.set_size(size)
+        self.finger = 0
+
+    def get_size(self) -> int:
+        """The target number of objects."""
+        return self.size
+
+    def get_count(self) -> int:
+        """The number of objects alive, ghosts included."""
+        return len(self.objects)
+
+    def set_size(self, size: int) -> None:
+        if size <= 0:
+            raise ValueError(f"cache target size must be > 0, not {size!r}")
+        self.size = size
+
+    def get_instance(self, oid: Oid, cls: type[P], connection: ObjectConnection) -> P:
+        """The object with this oid, or a new ghost of class `cls`.
+
+        The class differs from the one that was known when a storage of Durus 4.x reuses an oid.
+        """
+        obj = self.objects.get(oid)
+        if obj is not None and obj.__class__ is cls:
+            return obj  # type: ignore[return-value]  # just checked, more strictly than isinstance
+        ghost: P = PersistentBase.__new__(cls)  # type: ignore[assignment]  # what __new__ makes
+        _setattribute(ghost, "_p_oid", oid)
+        _setattribute(ghost, "_p_connection", connection)
+        _setattribute(ghost, "_p_status", GHOST)
+        self.objects[oid] = ghost
+        return ghost
+
+    def get(self, oid: Oid) -> PersistentObject | None:
+        return self.objects.get(oid)
+
+    def __setitem__(self, oid: Oid, obj: PersistentObject) -> None:
+        self.objects[oid] = obj
+
+    def __delitem__(self, oid: Oid) -> None:
+        obj = self.objects.get(oid)
+        if obj is not None:
+            self.recent_objects.discard(obj)
+            del self.objects[oid]
+
+    def __iter__(self) -> Iterator[PersistentObject]:
+        for oid in self.objects:
+            obj = self.objects.get(oid)
+            if obj is not None:
+                yield obj
+
+    def shrink(self, connection: ConnectionBase) -> None:
+        """Make ghosts of saved objects, longest unused first, until the target size is met.
+
+        Looks at twice the excess only, going round the cache from call to call.
+        """
+        total = len(self.objects)
+        excess = total - self.size
+        if excess <= 0:
+            return
+        start = self.finger % total
+        candidates: list[tuple[int, Oid]] = []
+        for oid in islice(chain(self.objects, self.objects), start, start + total):
+            self.finger += 1
+            obj = self.objects.get(oid)
+            if obj is not None and obj._p_serial != connection.transaction_serial:
+                candidates.append((obj._p_serial, oid))
+                if len(candidates) >= 2 * excess:
+                    break
+        self.finger %= total
+        del obj  # the last one looked at shall not be kept alive by this
+        ghosted = 0
+        for _, oid in sorted(candidates):
+            if len(self.objects) <= self.size:
+                break
+            obj = self.objects.get(oid)
+            if obj is not None:
+                if obj._p_is_saved():
+                    obj._p_set_status_ghost()
+                    ghosted += 1
+                self.recent_objects.discard(obj)
+        log(
+            logging.DEBUG,
+            "cache shrunk from %d to %d objects, %d made ghosts",
+            total,
+            len(self.objects),
+            ghosted,
+        )

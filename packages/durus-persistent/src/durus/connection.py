@@ -1,0 +1,447 @@
+"""A connection: objects in and out of a storage, one transaction after the other.
+
+A transaction lasts from one `commit()` or `abort()` to the next.  The view (`durus.view`) is what
+it sees of the storage; the cache holds the objects.  Invariants:
+
+    * Every saved object in the cache is as the view's snapshot has it.
+    * commit() is refused when an accessed object was changed by somebody else after the snapshot.
+    * A failed commit() leaves objects and storage as before: no object is marked saved before the
+      storage has said yes, and new objects get their oids taken back.
+
+A connection serves one thread; the storage below it is shared.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
+
+from durus.classic import as_storage
+from durus.persistent_dict import PersistentDict
+from durus.policy import LoadingPolicy, MissingObject
+from durus.storage import Storage as ClassicStorage
+from durus.storage import open_storage
+
+from durus.cache import Cache, ObjectDictionary, ReferenceContainer
+from durus.error import (
+    CommitOutcomeUnknownError,
+    DurusKeyError,
+    ReadConflictError,
+    ReadOnlyError,
+    StorageError,
+    WriteConflictError,
+)
+from durus.interfaces import (
+    ROOT_OID,
+    CommitResult,
+    Oid,
+    PackableStorage,
+    Record,
+    Revision,
+    Tid,
+    Transaction,
+)
+from durus.persistent import (
+    GHOST,
+    ConnectionBase,
+    PersistentObject,
+    _setattribute,
+)
+from durus.serialize import ObjectReader, ObjectWriter
+from durus.view import View
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from typing_extensions import TypeVar
+
+    from durus.interfaces import Storage
+
+    R = TypeVar("R", bound=PersistentObject, default=PersistentDict[str, Any])
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R", bound=PersistentObject)
+
+P = TypeVar("P", bound=PersistentObject)
+
+__all__ = [
+    "ROOT_OID",
+    "Cache",
+    "Connection",
+    "ObjectDictionary",
+    "ReferenceContainer",
+    "gen_every_instance",
+    "touch_every_reference",
+]
+
+
+class Connection(ConnectionBase, Generic[R]):
+    """The objects of a storage, and the transaction that is under way on them.
+
+    Attributes for applications:
+      root: the root object
+      user, note: stored with the next commit; the note is cleared by it
+    """
+
+    @overload
+    def __init__(
+        self: "Connection[PersistentDict[str, Any]]",
+        storage: "str | PathLike[str] | Storage | ClassicStorage",
+        cache_size: int = 100_000,
+        root_class: None = None,
+        *,
+        allow: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        import_classes: bool = True,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        storage: "str | PathLike[str] | Storage | ClassicStorage",
+        cache_size: int = 100_000,
+        *,
+        root_class: type[R],
+        allow: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        import_classes: bool = True,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        storage: "str | PathLike[str] | Storage | ClassicStorage",
+        cache_size: int = 100_000,
+        root_class: type[Any] | None = None,
+        *,
+        allow: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        import_classes: bool = True,
+    ) -> None:
+        """Connect to a storage, given as such, as a path or as a URI.
+
+        storage: a path is opened for writing, and made if it is not there; what the connection
+          opened itself it closes with `close()`.
+        cache_size: the number of objects that the cache aims at.
+        root_class: the class of the root object, by default PersistentDict.  If there is no root
+          yet, one is made by calling it; if there is one of another class, TypeError.
+        allow: packages, modules or names of which records may make objects; see docs/security.md.
+        aliases: {"old.Old": "new.New"} for classes that were renamed.
+        import_classes: whether records may import the modules of their classes, as in 4.x.
+        """
+        self._opened = isinstance(storage, str | os.PathLike)
+        self.storage = open_storage(storage) if isinstance(storage, str | os.PathLike) else storage
+        self._storage = as_storage(self.storage)
+        policy = LoadingPolicy(allow=allow, aliases=aliases, import_classes=import_classes)
+        self.reader = ObjectReader(self, policy)
+        self.changed: dict[Oid, PersistentObject] = {}
+        self.cache = Cache(cache_size)
+        self.user = ""
+        self.note = ""
+        self._spare_oids: list[Oid] = []
+        self._view = View(self._storage, self._forget)
+        try:
+            self.root: R = self._open_root(root_class)
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Connection @{id(self):x} to {self.storage}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up uncommitted changes, and close the storage if this connection opened it.
+
+        Its objects can no longer be used.
+        """
+        self._view.close()
+        self.changed.clear()
+        self.transaction_serial += 1  # so that a later touch of an object comes to note_access
+        if self._opened:
+            self._storage.close()
+
+    def get_storage(self) -> "Storage | ClassicStorage":
+        """The storage, as it was given."""
+        return self.storage
+
+    def get_cache(self) -> Cache:
+        """The cache."""
+        return self.cache
+
+    def get_cache_count(self) -> int:
+        """The number of objects in the cache, ghosts included."""
+        return self.cache.get_count()
+
+    def get_cache_size(self) -> int:
+        """The number of objects that the cache aims at."""
+        return self.cache.get_size()
+
+    def set_cache_size(self, size: int) -> None:
+        """Set the number of objects that the cache aims at."""
+        self.cache.set_size(size)
+
+    def get_transaction_serial(self) -> int:
+        """A number that grows with every transaction of this connection."""
+        return self.transaction_serial
+
+    def get_load_count(self) -> int:
+        """How many times the state of an object was loaded."""
+        return self.reader.get_load_count()
+
+    def get_root(self) -> R:
+        """The root object."""
+        return self.root
+
+    # Objects in.
+
+    @overload
+    def get(self, oid: bytes | int) -> PersistentObject | None: ...
+
+    @overload
+    def get(self, oid: bytes | int, cls: type[P]) -> P: ...
+
+    def get(self, oid: bytes | int, cls: type[P] | None = None) -> PersistentObject | P | None:
+        """The object with this oid (8 bytes, or a number).
+
+        Without `cls`: None when there is no such object.  With it: the object, typed;
+        DurusKeyError when there is none, TypeError when it is of another class.
+        """
+        key = Oid(oid.to_bytes(8, "big")) if isinstance(oid, int) else Oid(bytes(oid))
+        obj = self.cache.get(key)
+        if obj is None:
+            try:
+                revision = self._view.load(key)
+            except DurusKeyError:
+                if cls is not None:
+                    raise
+                return None
+            obj = self._instance(key, revision)
+        if cls is not None and not isinstance(obj, cls):
+            raise TypeError(f"<{obj._p_identity()}> is no {cls.__module__}.{cls.__qualname__}")
+        return obj
+
+    def __getitem__(self, oid: bytes | int) -> PersistentObject | None:
+        return self.get(oid)
+
+    def get_crawler(
+        self, start_oid: Oid = ROOT_OID, batch_size: int = 100
+    ) -> Iterator[PersistentObject]:
+        """Every object that can be reached from `start_oid`, breadth first, loaded.
+
+        Loads `batch_size` records at a time: a quick way to fill the cache.
+        """
+        for oid, revision in self._view.crawl(start_oid, batch_size):
+            yield self._instance(oid, revision)
+
+    def _instance(self, oid: Oid, revision: Revision) -> PersistentObject:
+        """The object with this oid, loaded from `revision` unless its state is here."""
+        obj = self.cache.get(oid)
+        if obj is None:
+            cls = self.reader.policy.load_class(revision.record.class_pickle, oid)
+            obj = self.cache.get_instance(oid, cls, self)
+        if obj._p_is_ghost() and not isinstance(obj, MissingObject):
+            self._fill(obj, revision)
+        return obj
+
+    def load_state(self, obj: PersistentObject) -> None:
+        """Load the state of a ghost.  ReadConflictError when it cannot be had any more."""
+        oid = obj._p_oid
+        assert oid is not None
+        assert obj._p_is_ghost()
+        try:
+            revision = self._view.load(oid)
+        except DurusKeyError as error:  # a pack removed it since the reference was loaded
+            raise ReadConflictError([oid]) from error
+        self._fill(obj, revision)
+
+    def _fill(self, obj: PersistentObject, revision: Revision) -> None:
+        self.reader.load_state(obj, revision.record)
+        _setattribute(obj, "_p_tid", revision.tid)
+        obj._p_set_status_saved()
+
+    # Transactions.
+
+    def note_access(self, obj: PersistentObject) -> None:
+        """An object is accessed for the first time in this transaction: load it, remember it."""
+        self._view.snapshot  # noqa: B018 - raises if this connection was closed
+        if obj._p_status == GHOST:
+            obj._p_load_state()
+        oid = obj._p_oid
+        assert oid is not None
+        _setattribute(obj, "_p_serial", self.transaction_serial)
+        self._view.accessed.add(oid)
+        self.cache.recent_objects.add(obj)
+
+    def note_change(self, obj: PersistentObject) -> None:
+        """An object is about to be changed for the first time in this transaction."""
+        oid = obj._p_oid
+        assert oid is not None
+        self._view.accessed.add(oid)
+        self.changed[oid] = obj
+
+    def commit(self) -> Tid | None:
+        """Store all changes, as a whole and durably; then start a new transaction.
+
+        Returns the tid, or None if there was nothing to store: that never fails.  Raises
+        WriteConflictError when an object that was accessed was changed by somebody else
+        meanwhile: abort() and start again.  UnstorableError and ForeignReferenceError name the
+        object; after any error everything is as before, and once the cause is mended the next
+        commit() stores it all.
+        """
+        result = self._store(self.changed.values()) if self.changed else None
+        self._begin(result)
+        return None if result is None else result.tid
+
+    def _store(self, objects: Iterable[PersistentObject]) -> CommitResult:
+        """Commit these objects and the new ones that they lead to."""
+        if self._storage.readonly:
+            raise ReadOnlyError(f"{self.storage} is open read-only; abort() gives the changes up")
+        writer = ObjectWriter(self)
+        written: list[PersistentObject] = []
+        writes: dict[Oid, Record] = {}
+        try:
+            queue = deque(objects)
+            while queue:
+                obj = queue.popleft()
+                known = len(writer.new_objects)
+                record = writer.make_record(obj)
+                assert obj._p_oid is not None
+                writes[obj._p_oid] = record
+                written.append(obj)
+                queue.extend(new for new in writer.new_objects[known:] if new is not obj)
+                if not queue:  # a __getstate__ may have changed more objects
+                    queue.extend(obj for oid, obj in self.changed.items() if oid not in writes)
+            created = frozenset(obj._p_oid for obj in writer.new_objects if obj._p_oid is not None)
+            result = self._storage.commit(
+                Transaction(
+                    id=int.from_bytes(os.urandom(8), "big"),
+                    snapshot_tid=self._view.snapshot.tid,
+                    accessed=self._view.accessed,
+                    created=created,
+                    writes=writes,
+                    time_ns=time.time_ns(),
+                    user=self.user,
+                    note=self.note,
+                )
+            )
+        except BaseException as error:
+            oids = writer.forget_new_objects()
+            if not isinstance(error, CommitOutcomeUnknownError):
+                self._spare_oids.extend(reversed(oids))
+            raise
+        for obj in written:
+            assert obj._p_oid is not None
+            _setattribute(obj, "_p_tid", result.tid)
+            obj._p_set_status_saved()
+            self.cache[obj._p_oid] = obj
+        self.changed.clear()
+        return result
+
+    def new_oid(self) -> Oid:
+        """An oid for a new object."""
+        return self._spare_oids.pop() if self._spare_oids else self._storage.reserve_oids(1)[0]
+
+    def abort(self) -> None:
+        """Give up all changes, see what others committed, and start a new transaction."""
+        for obj in self.changed.values():
+            obj._p_set_status_ghost()
+        self.changed.clear()
+        self._begin()
+
+    def _begin(self, result: CommitResult | None = None) -> None:
+        """Begin the next transaction, after a commit with `result`."""
+        if result is None:
+            self._view.renew()
+        else:
+            self._view.finish(result)
+        self.note = ""
+        self.transaction_serial += 1
+        self.shrink_cache()
+
+    def _forget(self, oids: Iterable[Oid] | None) -> None:
+        """Make ghosts of the objects that others changed (None: of all saved ones)."""
+        for obj in list(self.cache) if oids is None else map(self.cache.get, oids):
+            if obj is not None and obj._p_is_saved():
+                obj._p_set_status_ghost()
+
+    def shrink_cache(self) -> None:
+        """Make ghosts of objects that were not used for long, if the cache is too large."""
+        self.cache.shrink(self)
+
+    def pack(self) -> None:
+        """Give up uncommitted changes, and let the storage drop what is no longer needed."""
+        self.abort()
+        if not isinstance(self._storage, PackableStorage):
+            raise StorageError(f"{self.storage} cannot be packed")
+        self._storage.pack()
+        self._forget(None)  # what was removed shall not look as if it were still there
+        self.abort()
+
+    def _open_root(self, root_class: type[Any] | None) -> Any:
+        # A generic alias such as BTree[str, int] stands for its class.
+        cls = getattr(root_class, "__origin__", root_class)
+        root = self.get(ROOT_OID)
+        if root is None:
+            if self._storage.readonly:
+                raise ReadOnlyError(f"{self.storage} is empty, and open read-only: it has no root")
+            root = (cls or PersistentDict)()
+            self._spare_oids = [ROOT_OID]  # the first object stored gets it
+            try:
+                self._begin(self._store([root]))
+            except WriteConflictError:  # somebody else has just made one
+                self._spare_oids.clear()
+                self._begin()
+            root = self.get(ROOT_OID)
+        if cls is not None and type(root) is not cls:
+            raise TypeError(
+                f"the root of {self.storage} is a {type(root).__module__}."
+                f"{type(root).__qualname__}, not a {cls.__module__}.{cls.__qualname__}"
+            )
+        return root
+
+
+def touch_every_reference(connection: Connection[Any], *words: str | bytes) -> None:
+    """Mark every object as changed whose class or state pickle contains one of the words.
+
+    After a class was renamed or moved, this and a commit renew the references to it.
+    """
+    _require_connection(connection, "touch_every_reference(connection, 'OldClass')")
+    searched = [word.encode() if isinstance(word, str) else word for word in words]
+    found = [
+        oid
+        for oid, (_, record) in connection._view.crawl()
+        if any(word in record.class_pickle or word in record.state_pickle for word in searched)
+    ]
+    for oid in found:
+        connection.get(oid, PersistentObject)._p_note_change()
+
+
+def gen_every_instance(connection: Connection[Any], *classes: type[P]) -> Iterator[P]:
+    """Every stored object that is an instance of one of the classes or of their subclasses.
+
+    The names of the classes are compared, and those of subclasses that are already imported;
+    nothing is imported.  This reads every record.
+    """
+    _require_connection(connection, "gen_every_instance(connection, OldClass)")
+    for oid, (_, record) in connection._view.crawl():
+        cls = connection.reader.policy.find_imported_class(record.class_pickle)
+        if cls is not None and issubclass(cls, classes):
+            yield connection.get(oid, cls)
+
+
+def _require_connection(connection: object, call: str) -> None:
+    if not isinstance(connection, Connection):
+        raise TypeError(f"the connection is missing: call {call}, not with {connection!r} first")

@@ -1,0 +1,222 @@
+"""Every error of Durus, in one tree under `DurusError`.
+
+Each says what happened, to which object or where in which file, and what to do about it.
+
+    DurusError
+      ConflictError                  another transaction was first: abort() and start again
+        WriteConflictError             found by commit()
+        ReadConflictError              found when an object was loaded
+      DurusKeyError                  no object with this oid
+      ObjectError                    something is wrong with one object or its class
+        UnstorableError                its state, or its class, cannot be stored
+        ForeignReferenceError          it belongs to another connection
+        ClassNotAllowedError           its record names something that must not be loaded
+        MissingClassError              its class cannot be found
+      StorageError                   something is wrong with a storage
+        DanglingReferenceError         a commit refers to an object that does not exist
+        CommitOutcomeUnknownError      the commit may or may not have happened
+        StorageClosedError             it was closed
+        ReadOnlyError                  it was opened read-only
+        StorageLockedError             another process has it
+        StorageOpenError               it cannot be opened; the file is left as it was
+          NotADatabaseError              the file is something else
+          UnsupportedFormatError         the file was written by a newer release
+        CorruptionError                its bytes are damaged
+        HistoryUnavailableError        the past that was asked for is not kept
+      KeyOrderError                  a BTree key that cannot be ordered
+      EmptyTreeError                 the first or last item of a BTree that has none
+      ProtocolError                  client and server do not understand each other
+
+The names of Durus 4.3 are kept; where 4.3 raised a builtin error, ours also derives from it.
+"""
+
+import pickle
+from collections.abc import Sequence
+from os import PathLike, fspath
+
+from durus import _guard as _guard
+
+__all__ = [
+    "ClassNotAllowedError",
+    "CommitOutcomeUnknownError",
+    "ConflictError",
+    "CorruptionError",
+    "DanglingReferenceError",
+    "DurusError",
+    "DurusKeyError",
+    "EmptyTreeError",
+    "ForeignReferenceError",
+    "HistoryUnavailableError",
+    "KeyOrderError",
+    "MissingClassError",
+    "NotADatabaseError",
+    "ObjectError",
+    "ProtocolError",
+    "ReadConflictError",
+    "ReadOnlyError",
+    "StorageClosedError",
+    "StorageError",
+    "StorageLockedError",
+    "StorageOpenError",
+    "UnstorableError",
+    "UnsupportedFormatError",
+    "WriteConflictError",
+]
+
+
+def format_oid(oid: bytes | None) -> str:
+    """The oid as users see it: a decimal number, or 'None'."""
+    return "None" if oid is None else str(int.from_bytes(oid, "big"))
+
+
+def _format_oids(oids: Sequence[bytes]) -> str:
+    shown = ", ".join(format_oid(oid) for oid in oids[:10])
+    return f"[{shown}, ...]" if len(oids) > 10 else f"[{shown}]"
+
+
+class DurusError(Exception):
+    """Any error of Durus."""
+
+
+class ConflictError(DurusError):
+    """Another transaction changed objects that this one used: abort() and start again.
+
+    `oids` are the objects concerned, or None when they are not known.
+    """
+
+    def __init__(self, oids: Sequence[bytes] | None = None) -> None:
+        super().__init__(oids)
+        self.oids = oids
+
+    def __str__(self) -> str:
+        if self.oids is None:
+            return "conflicting oids not available"
+        return f"oids={_format_oids(self.oids)}"
+
+
+class WriteConflictError(ConflictError):
+    """Found by commit(): an object that this transaction accessed was changed by another one."""
+
+
+class ReadConflictError(ConflictError):
+    """Found by loading an object: its state does not fit with what was already accessed."""
+
+
+class DurusKeyError(KeyError, DurusError):
+    """There is no object with this oid.  `oids` holds the one that was asked for."""
+
+    def __init__(self, oid: bytes) -> None:
+        super().__init__(oid)
+        self.oids = [oid]
+
+    def __str__(self) -> str:
+        return f"no object with oid {format_oid(self.oids[0])}"
+
+
+class ObjectError(DurusError):
+    """Something is wrong with one object or with its class."""
+
+
+class UnstorableError(ObjectError, TypeError, pickle.PicklingError):
+    """The state or the class of an object cannot be stored."""
+
+
+class ForeignReferenceError(ObjectError, ValueError):
+    """An object refers to an object of another connection."""
+
+
+class ClassNotAllowedError(ObjectError, pickle.UnpicklingError):
+    """A record names something that must not be loaded; `allow=` may admit it."""
+
+
+class MissingClassError(ObjectError):
+    """The class of an object cannot be found; the rest of the database stays usable."""
+
+
+class StorageError(DurusError):
+    """Something is wrong with a storage."""
+
+
+class DanglingReferenceError(StorageError):
+    """A commit refers to objects that do not exist; `oids` are those objects."""
+
+    def __init__(self, oids: Sequence[bytes]) -> None:
+        super().__init__(oids)
+        self.oids = oids
+
+    def __str__(self) -> str:
+        return (
+            f"the transaction refers to objects that do not exist, oids={_format_oids(self.oids)}"
+            ": they were removed by a pack since they were loaded.  abort() and start again"
+        )
+
+
+class CommitOutcomeUnknownError(StorageError):
+    """The commit failed half-way: ask `find(transaction_id)` whether it happened."""
+
+    def __init__(self, transaction_id: int, reason: str) -> None:
+        super().__init__(transaction_id, reason)
+        self.transaction_id = transaction_id
+
+    def __str__(self) -> str:
+        return (
+            f"it is not known whether transaction {self.transaction_id:016x} was committed: "
+            f"{self.args[1]}.  The storage's find() will tell"
+        )
+
+
+class StorageClosedError(StorageError, ValueError):
+    """The storage was closed (a ValueError, as for a closed file)."""
+
+
+class ReadOnlyError(StorageError):
+    """The storage, or the snapshot, is read-only."""
+
+
+class StorageLockedError(StorageError, OSError):
+    """Another process has the file open for writing."""
+
+
+class StorageOpenError(StorageError):
+    """The storage cannot be opened or made; what is there is left as it was."""
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"{fspath(path)}: {reason}")
+
+
+class NotADatabaseError(StorageOpenError, AssertionError):
+    """The file is not a Durus database (4.3 raised AssertionError)."""
+
+
+class UnsupportedFormatError(StorageOpenError):
+    """The file was written by a newer release."""
+
+
+class CorruptionError(StorageError):
+    """Bytes of the file are damaged: `path`, `offset`, and `oid` when it is known."""
+
+    def __init__(
+        self, path: str | PathLike[str], offset: int, reason: str, oid: bytes | None = None
+    ) -> None:
+        self.path = fspath(path)
+        self.offset = offset
+        self.oid = oid
+        where = f"{self.path}: damaged at offset {offset}"
+        whose = "" if oid is None else f" (oid {format_oid(oid)})"
+        super().__init__(f"{where}{whose}: {reason}")
+
+
+class HistoryUnavailableError(StorageError):
+    """The past that was asked for was packed away, or this storage keeps none."""
+
+
+class KeyOrderError(DurusError, TypeError):
+    """A BTree key that cannot be ordered against itself or the other keys."""
+
+
+class EmptyTreeError(DurusError, ValueError, AssertionError):
+    """The first or last item of an empty BTree (4.3 raised AssertionError)."""
+
+
+class ProtocolError(DurusError):
+    """Client and server do not understand each other."""

@@ -1,0 +1,232 @@
+"""What the layers of Durus say to each other: the values and the storage Protocols.
+
+A storage is a log of transactions.  It is shared by any number of connections and threads, and
+everything that they ask of it stands here:
+
+    snapshot()      a view that never changes
+    commit()        validate and append one transaction, all or nothing, durable
+    changes()       what others committed: invalidations
+    reserve_oids()  oids for new objects, never handed out twice
+
+What not every storage can do is a Protocol of its own: `HistoryStorage`, `PackableStorage`.
+`durus.testing.storage_contract` checks an implementation; `durus.classic` adapts the storages of
+Durus 4.x.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, NewType, Protocol, runtime_checkable
+
+from durus import _guard as _guard
+
+__all__ = [
+    "CHANGES_MAX",
+    "NO_TID",
+    "ROOT_OID",
+    "AccessedOids",
+    "CommitResult",
+    "CommittedTransaction",
+    "HistoryStorage",
+    "Oid",
+    "PackableStorage",
+    "Record",
+    "Revision",
+    "Snapshot",
+    "Storage",
+    "StorageOpener",
+    "Tid",
+    "Transaction",
+]
+
+Oid = NewType("Oid", bytes)
+"""Identifies an object: 8 bytes, big-endian, counted up from the root's 0."""
+
+Tid = NewType("Tid", int)
+"""Identifies a transaction: nanoseconds since 1970, or more; every one larger than the last."""
+
+ROOT_OID: Final = Oid(bytes(8))
+NO_TID: Final = Tid(0)
+"""The tid of a database that has no transaction yet."""
+
+CHANGES_MAX: Final = 100_000
+"""More changed oids than this are not listed: the cache is dropped instead."""
+
+
+class Record(NamedTuple):
+    """One object as it is stored.
+
+    The two pickles are independent: each can be loaded without the other.  Storages never look
+    into them.
+    """
+
+    class_pickle: bytes
+    """A pickle of the class alone."""
+    state_pickle: bytes
+    """A pickle of what `__getstate__` returned, references being persistent ids (oid, class)."""
+    refs: bytes
+    """The oids of the objects that the state refers to: 8 bytes each, ascending, each once."""
+
+
+class Revision(NamedTuple):
+    """A record, and the transaction that wrote it (`NO_TID` when that is not known)."""
+
+    tid: Tid
+    record: Record
+
+
+class AccessedOids(Protocol):
+    """The oids that a transaction read or wrote, or a superset of them."""
+
+    def overlap(self, oids: Iterable[Oid]) -> list[Oid]:
+        """Those of `oids` that were (or, with a superset, may have been) accessed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """Everything that one commit carries to the storage."""
+
+    id: int
+    """Random, 64 bits: answers 'was it committed?' when an answer was lost."""
+    snapshot_tid: Tid
+    """What the transaction read is of this tid, or older."""
+    accessed: AccessedOids
+    """What it read and wrote."""
+    created: frozenset[Oid]
+    """Those of `writes` that must not exist yet."""
+    writes: Mapping[Oid, Record]
+    """The new records; not empty."""
+    time_ns: int
+    """Wall clock, nanoseconds since 1970."""
+    user: str = ""
+    note: str = ""
+
+
+class CommitResult(NamedTuple):
+    """What a commit answers."""
+
+    tid: Tid
+    changed: frozenset[Oid] | None
+    """What others committed between the transaction's snapshot and `tid`, as `changes()` says it.
+    The committer must forget its copies of these; without that it would lose updates later."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedTransaction:
+    """A transaction in the log, without its records."""
+
+    tid: Tid
+    id: int
+    time_ns: int
+    user: str
+    note: str
+    oids: Sequence[Oid]
+
+
+class Snapshot(Protocol):
+    """A view of the storage at one tid, which nothing changes, until it is closed."""
+
+    @property
+    def tid(self) -> Tid: ...
+
+    def load(self, oid: Oid) -> Revision:
+        """The newest revision of `oid` that is not newer than this snapshot.
+
+        Raises DurusKeyError when there is none, CorruptionError when its bytes are damaged, and,
+        on a storage without history, ReadConflictError when the revision was since replaced.
+        """
+        ...
+
+    def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
+        """Several at once, in any order; oids that do not exist are left out."""
+        ...
+
+    def close(self) -> None:
+        """The storage may forget what only this snapshot sees.  Closing twice is no error."""
+        ...
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """What every storage can do.  All of it may be called from several threads."""
+
+    @property
+    def tid(self) -> Tid:
+        """The newest tid that is known in this process; cheap, asks nobody outside."""
+        ...
+
+    @property
+    def readonly(self) -> bool: ...
+
+    def snapshot(self) -> Snapshot:
+        """A view of the newest published transaction.  This is where others' commits are seen."""
+        ...
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        """Validate and append the transaction; durable when this returns.
+
+        Raises WriteConflictError (naming the oids) when an accessed object was changed after the
+        transaction's snapshot or one to be created exists, DanglingReferenceError when a record
+        refers to an object that neither exists nor is created, ReadOnlyError,
+        StorageClosedError; with all of these nothing happened.  CommitOutcomeUnknownError when
+        that cannot be said.
+        """
+        ...
+
+    def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
+        """The oids written by transactions with since < tid <= until.
+
+        None: too many (more than `CHANGES_MAX`) or too long ago; forget everything you have.
+        """
+        ...
+
+    def reserve_oids(self, count: int) -> Sequence[Oid]:
+        """`count` oids (1 or more) that are in no use and will not be handed out again."""
+        ...
+
+    def close(self) -> None:
+        """Further calls raise StorageClosedError.  Closing twice is no error."""
+        ...
+
+
+@runtime_checkable
+class HistoryStorage(Storage, Protocol):
+    """A storage that keeps older revisions, as far back as its last pack."""
+
+    def snapshot(self, at: Tid | None = None) -> Snapshot:
+        """A view of the newest transaction, or of the newest with a tid <= `at`.
+
+        Raises HistoryUnavailableError when that past was packed away.
+        """
+        ...
+
+    def transactions(
+        self, start: Tid | None = None, stop: Tid | None = None
+    ) -> Iterator[CommittedTransaction]:
+        """The transactions with start <= tid < stop, oldest first."""
+        ...
+
+    def revisions(self, oid: Oid) -> Iterator[Revision]:
+        """The revisions of an object, newest first; DurusKeyError when there is none."""
+        ...
+
+    def find(self, transaction_id: int) -> Tid | None:
+        """The tid of the transaction with this id, or None when it is not in the log."""
+        ...
+
+
+@runtime_checkable
+class PackableStorage(Storage, Protocol):
+    """A storage that can drop what is no longer needed."""
+
+    def pack(self) -> None:
+        """Forget history, and the objects that cannot be reached from the root."""
+        ...
+
+
+class StorageOpener(Protocol):
+    """What the entry point group `durus.storages` holds, one for each URI scheme."""
+
+    def __call__(self, uri: str, *, readonly: bool, create: bool) -> Storage:
+        """Open the storage that `uri` names; for the scheme 'file' it is a plain path."""
+        ...

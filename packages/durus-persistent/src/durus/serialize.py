@@ -1,0 +1,287 @@
+"""Objects to records and back.
+
+`ObjectWriter` turns the objects of one commit into records; `ObjectReader` turns a record into
+the state of an object.  A reference is a pickle's persistent id: (oid, class), or (oid,
+"module:qualname") when the class cannot be found here.
+"""
+
+import io
+import pickle
+import warnings
+from _compat_pickle import IMPORT_MAPPING
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Final, NoReturn, Protocol
+
+from durus.policy import LoadingPolicy, MissingObject
+
+from durus.cache import Cache
+from durus.error import DurusError, ForeignReferenceError, ObjectError, UnstorableError
+from durus.interfaces import Oid, Record
+from durus.persistent import (
+    ObjectConnection,
+    PersistentBase,
+    PersistentObject,
+    _setattribute,
+)
+from durus.record import (
+    extract_class_name,
+    join_record,
+    pack_record,
+    split_oids,
+    split_record,
+    unpack_record,
+)
+
+__all__ = [
+    "PICKLE_PROTOCOL",
+    "WRITE_COMPRESSED_STATE_PICKLES",
+    "ObjectReader",
+    "ObjectWriter",
+    "extract_class_name",
+    "pack_record",
+    "split_oids",
+    "unpack_record",
+]
+
+WRITE_COMPRESSED_STATE_PICKLES = True
+"""Whether records written to the formats of 4.x are compressed, as in 4.3."""
+
+PICKLE_PROTOCOL: Final = 4
+"""Of states.  Durus 4.3 reads it; its own protocol 2 needs a function call for every oid."""
+
+
+class WritingConnection(ObjectConnection, Protocol):
+    """What the writer asks of a connection."""
+
+    def new_oid(self) -> Oid: ...
+
+
+class ReadingConnection(ObjectConnection, Protocol):
+    """What the reader asks of a connection."""
+
+    def get_cache(self) -> Cache: ...
+
+
+class _StatePickler(pickle.Pickler):
+    """Hands the persistent objects that a state refers to over to the writer."""
+
+    def __init__(self, file: io.BytesIO, writer: "ObjectWriter") -> None:
+        super().__init__(file, PICKLE_PROTOCOL)
+        self._writer = writer
+
+    def persistent_id(self, obj: Any) -> object:
+        # Called for every object in a state, so it looks at the type and returns.
+        return self._writer._persistent_id(obj) if isinstance(obj, PersistentBase) else None
+
+
+class _ReferencePickler(pickle.Pickler):
+    """Takes every persistent object for storable, to find the attribute that is not."""
+
+    def persistent_id(self, obj: Any) -> object:
+        return 0 if isinstance(obj, PersistentBase) else None
+
+
+class ObjectWriter:
+    """Makes the records of one commit.
+
+    Objects that are met for the first time get an oid and the connection; `new_objects` holds
+    them, so that a commit that fails can take both back (`forget_new_objects`).
+    """
+
+    def __init__(self, connection: WritingConnection) -> None:
+        self.connection = connection
+        self.new_objects: list[PersistentObject] = []
+        self._refs: set[Oid] = set()
+        self._owner: PersistentObject | None = None
+        self._generating = False
+        self._class_pickles: dict[type, bytes] = {}
+
+    def close(self) -> None:
+        """Part of the interface of 4.3; there is nothing left to close."""
+
+    def forget_new_objects(self) -> list[Oid]:
+        """Take oid and connection back from the new objects; returns the oids."""
+        oids = []
+        for obj in self.new_objects:
+            assert obj._p_oid is not None
+            oids.append(obj._p_oid)
+            _setattribute(obj, "_p_oid", None)
+            _setattribute(obj, "_p_connection", None)
+        self.new_objects.clear()
+        return oids
+
+    def gen_new_objects(self, obj: PersistentObject) -> Iterator[PersistentObject]:
+        """`obj`, then the new objects, including those found while the caller writes these."""
+        if self._generating:
+            raise RuntimeError("gen_new_objects() already called.")
+        self._generating = True
+        return chain([obj], self.new_objects)
+
+    def _adopt(self, obj: PersistentObject) -> None:
+        """Give a new object its oid and the connection."""
+        _setattribute(obj, "_p_oid", self.connection.new_oid())
+        _setattribute(obj, "_p_connection", self.connection)
+        self.new_objects.append(obj)
+
+    def _persistent_id(self, obj: PersistentObject) -> tuple[Oid, type | str]:
+        if obj._p_oid is None:
+            self._adopt(obj)
+        elif obj._p_connection is not self.connection:
+            owner = "an object" if self._owner is None else f"<{self._owner._p_identity()}>"
+            raise ForeignReferenceError(
+                f"{owner} of {self.connection!r} refers to <{obj._p_identity()}> of "
+                f"{obj._p_connection!r}: a connection stores its own objects only.  Load the "
+                "object through this connection, or store a copy"
+            )
+        oid = obj._p_oid
+        assert oid is not None
+        self._refs.add(oid)
+        cls = type(obj)
+        if issubclass(cls, MissingObject):
+            return oid, f"{cls.missing_module}:{cls.missing_qualname}"
+        self._class_pickle(cls)
+        return oid, cls
+
+    def _class_pickle(self, cls: type) -> bytes:
+        pickled = self._class_pickles.get(cls)
+        if pickled is None:
+            pickled = self._class_pickles[cls] = pickle_class(cls)
+        return pickled
+
+    def make_record(self, obj: PersistentObject) -> Record:
+        """The record of `obj`.  Raises UnstorableError and ForeignReferenceError."""
+        class_pickle = self._class_pickle(type(obj))
+        if obj._p_oid is None:
+            self._adopt(obj)
+        self._owner = obj
+        self._refs.clear()
+        file = io.BytesIO()
+        try:
+            _StatePickler(file, self).dump(obj.__getstate__())
+        except DurusError:
+            raise
+        except Exception as error:
+            self._refuse(obj, error)
+        self._refs.discard(obj._p_oid)  # type: ignore[arg-type]  # None is in no set of oids
+        return Record(class_pickle, file.getvalue(), b"".join(sorted(self._refs)))
+
+    def _refuse(self, obj: PersistentObject, error: Exception) -> NoReturn:
+        """Raise an UnstorableError that names the attribute."""
+        found = ""
+        state = obj.__getstate__()
+        if isinstance(state, dict):
+            for name, value in state.items():
+                try:
+                    _ReferencePickler(io.BytesIO(), PICKLE_PROTOCOL).dump(value)
+                except Exception:
+                    found = f", attribute {name!r} ({type(value).__name__})"
+                    break
+        raise UnstorableError(
+            f"the state of <{obj._p_identity()}>{found} cannot be pickled: {error}.  Change it, or "
+            "abort(); nothing was stored"
+        ) from error
+
+    def get_state(self, obj: PersistentObject) -> tuple[bytes, bytes]:
+        """The two parts of a classic record: (class and state pickles, references)."""
+        record = self.make_record(obj)
+        return join_record(record), record.refs
+
+
+_warned_main_classes: set[str] = set()
+
+
+def pickle_class(cls: type) -> bytes:
+    """The class pickle of `cls`; refuses a class that cannot be found again by its name."""
+    module, qualname = cls.__module__, cls.__qualname__
+    if "<locals>" in qualname:
+        raise UnstorableError(
+            f"class {module}.{qualname} is defined inside a function, so no other program can "
+            "load its objects.  Define it at the top level of a module"
+        )
+    if module == "__main__" and qualname not in _warned_main_classes:
+        _warned_main_classes.add(qualname)
+        warnings.warn(
+            f"objects of class {qualname} of __main__ are being stored: only this script can load "
+            "them.  Define the class in a module and import it",
+            stacklevel=2,
+        )
+    # Protocol 2 is what the tools of 4.3 read, but it has no nested names, and it renames the
+    # modules that changed their names in Python 3.
+    protocol = 2 if "." not in qualname and module not in IMPORT_MAPPING else 4
+    try:
+        pickled = pickle.dumps(cls, protocol)
+    except Exception as error:
+        raise UnstorableError(
+            f"class {module}.{qualname} cannot be found by that name: {error}.  Its objects could "
+            "not be loaded again"
+        ) from error
+    # What the memo would be for, the state, is a pickle of its own.
+    return pickled.removesuffix(b"q\x00.") + b"." if pickled.endswith(b"q\x00.") else pickled
+
+
+class ObjectReader:
+    """Makes the states of a connection's objects from their records."""
+
+    def __init__(self, connection: ReadingConnection, policy: LoadingPolicy | None = None) -> None:
+        self.connection = connection
+        self.policy = LoadingPolicy() if policy is None else policy
+        self.load_count = 0
+
+    def _persistent_load(self, pid: Any) -> PersistentObject:
+        """The object for a reference: the one in the cache, or a new ghost."""
+        try:
+            oid, cls = pid
+            if isinstance(cls, str):
+                module, _, qualname = cls.partition(":")
+                cls = self.policy.find_persistent_class(module, qualname)
+            valid = type(oid) is bytes and len(oid) == 8 and issubclass(cls, PersistentObject)
+        except (TypeError, ValueError) as error:
+            raise ObjectError(f"{pid!r} is no reference to a persistent object") from error
+        if not valid:
+            raise ObjectError(f"{pid!r} is no reference to a persistent object")
+        return self.connection.get_cache().get_instance(oid, cls, self.connection)
+
+    def load_state(self, obj: PersistentObject, record: Record) -> None:
+        """Give `obj` the state in its record; a wrong class is put right first."""
+        assert obj._p_oid is not None
+        cls = self.policy.load_class(record.class_pickle, obj._p_oid)
+        if obj.__class__ is not cls:
+            try:
+                obj.__class__ = cls
+            except TypeError as error:
+                raise ObjectError(
+                    f"<{obj._p_identity()}> is stored as a {cls.__module__}.{cls.__qualname__}, "
+                    f"but was referred to as a {type(obj).__module__}.{type(obj).__qualname__}.  "
+                    "After a class was renamed, touch_every_reference() renews the references"
+                ) from error
+        self.load_count += 1
+        state = self.policy.load_state(record.state_pickle, self._persistent_load, obj._p_oid, cls)
+        obj.__setstate__(state)
+
+    def get_ghost(self, data: bytes) -> PersistentObject:
+        """A ghost of the class in the first part of a classic record, without oid."""
+        cls = self.policy.load_class(split_record(data).class_pickle, Oid(bytes(8)))
+        ghost: PersistentObject = PersistentBase.__new__(cls)  # type: ignore[assignment]
+        ghost._p_set_status_ghost()
+        return ghost
+
+    def get_state(self, data: bytes, load: bool = True) -> Any:
+        """The state in the first part of a classic record, or with load=False its pickle."""
+        self.load_count += 1
+        record = split_record(data)
+        if not load:
+            return record.state_pickle
+        cls = self.policy.load_class(record.class_pickle, Oid(bytes(8)))
+        return self.policy.load_state(
+            record.state_pickle, self._persistent_load, Oid(bytes(8)), cls
+        )
+
+    def get_state_pickle(self, data: bytes) -> bytes:
+        """The pickle of the state in the first part of a classic record."""
+        pickled: bytes = self.get_state(data, load=False)
+        return pickled
+
+    def get_load_count(self) -> int:
+        """How many states were loaded."""
+        return self.load_count

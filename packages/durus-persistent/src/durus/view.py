@@ -1,0 +1,114 @@
+"""What one transaction sees of a storage, and what it has accessed there.
+
+The view reads from a snapshot at a tid S, and keeps the oids accessed (reading or writing), apart
+from any cache.  Its invariant, the classic rule of Durus: *an object that was changed after S is
+never loaded next to what was accessed at S*.  Either nothing accessed has changed, then S moves on
+to the newest transaction and `forget` is called with what changed; or ReadConflictError.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from durus.oid_set import OidSet
+
+from durus.error import ReadConflictError, StorageClosedError
+from durus.interfaces import ROOT_OID, CommitResult, Oid, Revision, Snapshot, Storage, Tid
+from durus.record import split_oids
+
+__all__ = ["View"]
+
+
+class View:
+    """The view of a connection, from one transaction to the next.
+
+    forget: called with the oids that others changed, or None for all, before they are read anew.
+    """
+
+    def __init__(self, storage: Storage, forget: Callable[[frozenset[Oid] | None], None]) -> None:
+        self.storage = storage
+        self.accessed = OidSet()
+        self._forget = forget
+        self._snapshot: Snapshot | None = None
+        self._use(storage.snapshot())
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot; StorageClosedError after close()."""
+        if self._snapshot is None:
+            raise StorageClosedError(f"the connection to {self.storage} is closed")
+        return self._snapshot
+
+    def _use(self, snapshot: Snapshot) -> None:
+        if self._snapshot is not None:
+            self._snapshot.close()
+        self._snapshot = snapshot
+        # What others committed after S, as far as it was asked for (None: too much to tell).
+        self._changed: frozenset[Oid] | None = frozenset()
+        self._changed_until = snapshot.tid
+
+    def renew(self, since: Tid | None = None) -> None:
+        """Begin a new transaction on the newest snapshot.
+
+        since: the tid that the connection's objects are up to date with, if not S.
+        """
+        tid = self.snapshot.tid if since is None else since
+        newest = self.storage.snapshot()
+        self._forget(self.storage.changes(tid, newest.tid))
+        self._use(newest)
+        self.accessed = OidSet()
+
+    def finish(self, result: CommitResult) -> None:
+        """Begin a new transaction after a commit."""
+        self._forget(result.changed)
+        self.renew(result.tid)
+
+    def load(self, oid: Oid) -> Revision:
+        """The revision of `oid` to read.  ReadConflictError, DurusKeyError, CorruptionError."""
+        self._check(oid)
+        try:
+            return self.snapshot.load(oid)
+        except ReadConflictError:  # a storage without history has just learned of a change
+            self._check(oid)
+            return self.snapshot.load(oid)
+
+    def crawl(
+        self, start_oid: Oid = ROOT_OID, batch_size: int = 100
+    ) -> Iterator[tuple[Oid, Revision]]:
+        """Everything that can be reached from `start_oid`, breadth first."""
+        seen = {start_oid}
+        todo = deque(seen)
+        while todo:
+            batch = [todo.popleft() for _ in range(min(batch_size, len(todo)))]
+            for oid in batch:
+                self._check(oid)
+            # A list: while we yield, the snapshot may be closed by a commit.
+            for oid, revision in list(self.snapshot.load_many(batch)):
+                yield oid, revision
+                for ref in split_oids(revision.record.refs):
+                    if ref not in seen:
+                        seen.add(ref)
+                        todo.append(ref)
+
+    def _check(self, oid: Oid) -> None:
+        """Move on, or conflict, if `oid` was changed after S."""
+        until = self.storage.tid
+        if self._changed_until != until:
+            more = self.storage.changes(self._changed_until, until)
+            known = self._changed
+            self._changed = None if more is None or known is None else known | more
+            self._changed_until = until
+        if self._changed is not None and oid not in self._changed:
+            return
+        newest = self.storage.snapshot()
+        changed = self.storage.changes(self.snapshot.tid, newest.tid)
+        if self.accessed if changed is None else self.accessed.overlap(changed):
+            newest.close()
+            raise ReadConflictError([oid])
+        self._forget(changed)
+        self._use(newest)
+
+    def close(self) -> None:
+        """Let the storage forget what only this view sees."""
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
