@@ -343,9 +343,9 @@ class Connection(ConnectionBase, Generic[R]):
                 self._spare_oids.extend(reversed(oids))
             raise
         for obj in written:
-            assert obj._p_oid is not None
             _setattribute(obj, "_p_tid", result.tid)
             obj._p_set_status_saved()
+            assert obj._p_oid is not None
             self.cache[obj._p_oid] = obj
         self.changed.clear()
         return result
@@ -398,11 +398,12 @@ class Connection(ConnectionBase, Generic[R]):
             if self._storage.readonly:
                 raise ReadOnlyError(f"{self.storage} is empty, and open read-only: it has no root")
             root = (cls or PersistentDict)()
-            self._spare_oids = [ROOT_OID]  # the first object stored gets it
+            # The oid of the root is the first that a storage hands out, but perhaps it already has.
+            self._spare_oids = sorted({ROOT_OID, *self._storage.reserve_oids(1)}, reverse=True)
             try:
                 self._begin(self._store([root]))
             except WriteConflictError:  # somebody else has just made one
-                self._spare_oids.clear()
+                self._spare_oids.remove(ROOT_OID)
                 self._begin()
             root = self.get(ROOT_OID)
         if cls is not None and type(root) is not cls:

@@ -167,7 +167,7 @@ class PersistentObject(PersistentBase):
         # A frozen dataclass makes its __setattr__ and __delattr__ refuse, after the class is
         # made.  dataclasses raises TypeError if the class has one of its own, so each has.
         if "__delattr__" not in cls.__dict__:
-            inherited = (base.__dict__.get("__delattr__") for base in cls.__mro__[1:])
+            inherited = (base.__dict__.get("__delattr__") for base in cls.__mro__[1:-1])
             overridden = (d for d in inherited if d not in (None, _base_delattr))
             type.__setattr__(cls, "__delattr__", next(overridden, _base_delattr))
 

@@ -1,0 +1,334 @@
+"""Storages of Durus 4.x behind the new interface.
+
+`ClassicAdapter` makes an `interfaces.Storage` of any `durus.storage.Storage`: those of programs
+written for 4.x, and ours for the formats and the protocol of 4.x.  A classic storage has neither
+tids nor history: it loads what is newest, and says which oids others changed.  So the adapter
+gives every batch of changes that it learns of a tid of its own, and remembers the recent ones.
+The invariant: *a snapshot never answers with a record that was changed after its tid*; it raises
+ReadConflictError instead.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from weakref import WeakValueDictionary
+
+from durus import interfaces
+from durus.error import (
+    CommitOutcomeUnknownError,
+    ConflictError,
+    DanglingReferenceError,
+    DurusKeyError,
+    ReadConflictError,
+    StorageClosedError,
+    StorageError,
+    WriteConflictError,
+)
+from durus.interfaces import (
+    CHANGES_MAX,
+    NO_TID,
+    ROOT_OID,
+    CommitResult,
+    Oid,
+    Record,
+    Revision,
+    Tid,
+    Transaction,
+)
+from durus.record import record_from_classic, record_to_classic, split_oids, unpack_record
+from durus.storage import Storage
+
+__all__ = ["ClassicAdapter", "as_storage", "record_from_classic", "record_to_classic"]
+
+_LOADED_AT_ONCE = 100
+
+
+class _AdapterSnapshot:
+    def __init__(self, adapter: "ClassicAdapter", tid: Tid) -> None:
+        self.tid = tid
+        self._adapter = adapter
+
+    def load(self, oid: Oid) -> Revision:
+        return self._adapter._load_at(self.tid, oid)
+
+    def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
+        remaining = iter(oids)
+        while batch := list(islice(remaining, _LOADED_AT_ONCE)):
+            yield from self._adapter._load_many_at(self.tid, batch)
+
+    def close(self) -> None:
+        pass  # the storage keeps nothing for it
+
+
+class ClassicAdapter:
+    """One classic storage, for any number of connections and threads, without history.
+
+    The storage serves one caller, which is the adapter: nobody else may use it meanwhile.  All
+    calls to it happen under one lock.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._lock = threading.Lock()
+        self._closed = False
+        self._tid = Tid(time.time_ns())
+        self._recent: deque[tuple[Tid, Collection[Oid]]] = deque()
+        """The changes with tids above `_forgotten_tid`, oldest first: up to CHANGES_MAX oids."""
+        self._recent_count = 0
+        self._forgotten_tid = self._tid
+        self._changed_at: dict[Oid, Tid] = {}
+        """The newest tid of each oid in `_recent`."""
+        self._spare_oids: list[Oid] = []
+        self._reserved: set[Oid] = set()
+        """Handed out and not yet stored: known not to exist, without asking for them."""
+
+    def __repr__(self) -> str:
+        return f"ClassicAdapter({self._storage})"
+
+    @property
+    def tid(self) -> Tid:
+        return self._tid
+
+    @property
+    def readonly(self) -> bool:
+        return False
+
+    def snapshot(self) -> interfaces.Snapshot:
+        with self._lock:
+            self._check_open()
+            self._sync()
+            return _AdapterSnapshot(self, self._tid)
+
+    def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
+        with self._lock:
+            self._check_open()
+            return self._changes(since, until)
+
+    def reserve_oids(self, count: int) -> Sequence[Oid]:
+        if count < 1:
+            raise ValueError(f"{count} oids cannot be reserved")
+        with self._lock:
+            self._check_open()
+            oids = [self._new_oid() for _ in range(count)]
+            self._reserved.update(oids)
+            return oids
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        """Store the transaction with the classic calls.
+
+        For the check of references the old records of the objects are loaded, and those objects
+        that are referred to newly and are not written along.  References that stood there
+        before are not checked: databases of 4.x may have dangling ones.
+        """
+        from durus import serialize  # its users may change the switch
+
+        compress = serialize.WRITE_COMPRESSED_STATE_PICKLES
+        writes = transaction.writes
+        since = transaction.snapshot_tid
+        with self._lock:
+            self._check_open()
+            existing = [oid for oid in transaction.created - self._reserved if self._exists(oid)]
+            dangling = self._find_dangling(writes, transaction.created)
+            # After the loads, which may have brought more changes to light.
+            changed = self._changes(since, self._tid)
+            if changed is None:
+                raise WriteConflictError()
+            if conflicts := {*existing, *transaction.accessed.overlap(changed)}:
+                raise WriteConflictError(sorted(conflicts))
+            if dangling:
+                raise DanglingReferenceError(sorted(dangling))
+            reported: set[Oid] = set()
+
+            def handle_invalidations(oids: Iterable[bytes]) -> None:
+                reported.update(map(Oid, oids))
+                if conflicts := transaction.accessed.overlap(sorted(reported)):
+                    raise WriteConflictError(conflicts)
+
+            self._take_root_oid(transaction.created)
+            try:
+                self._storage.begin()
+                for oid, record in writes.items():
+                    self._storage.store(oid, record_to_classic(oid, record, compress=compress))
+            except BaseException:
+                self._storage.begin()  # forget them
+                raise
+            try:
+                self._storage.end(handle_invalidations)
+            except ConflictError as error:
+                self._storage.begin()
+                self._note_changes(reported)
+                if isinstance(error, WriteConflictError):
+                    raise
+                raise WriteConflictError(error.oids) from error
+            except StorageError:
+                self._note_changes(reported)
+                raise
+            except BaseException as error:
+                # Perhaps it was stored: everybody shall look again, the committer included.
+                self._reserved -= transaction.created
+                self._note_changes(reported | writes.keys())
+                if not isinstance(error, Exception):
+                    raise
+                raise CommitOutcomeUnknownError(
+                    transaction.id, f"{type(error).__name__}: {error}"
+                ) from error
+            self._reserved -= writes.keys()
+            self._note_changes(reported)
+            changed = self._changes(since, self._tid)
+            self._note_changes(writes.keys())
+            return CommitResult(self._tid, changed)
+
+    def pack(self) -> None:
+        """Pack the classic storage; what it then reports as removed counts as changed."""
+        with self._lock:
+            self._check_open()
+            self._storage.pack()
+            self._sync()
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._storage.close()
+
+    # What follows is called with the lock held.
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError(f"{self._storage} is closed")
+
+    def _sync(self) -> None:
+        self._note_changes({Oid(oid) for oid in self._storage.sync()})
+
+    def _note_changes(self, oids: Collection[Oid]) -> None:
+        """Give these changes a tid."""
+        if not oids:
+            return
+        self._tid = Tid(max(time.time_ns(), self._tid + 1))
+        self._recent.append((self._tid, frozenset(oids)))
+        self._recent_count += len(oids)
+        self._changed_at.update(dict.fromkeys(oids, self._tid))
+        while self._recent_count > CHANGES_MAX:
+            tid, forgotten = self._recent.popleft()
+            self._recent_count -= len(forgotten)
+            self._forgotten_tid = tid
+            for oid in forgotten:
+                if self._changed_at[oid] == tid:
+                    del self._changed_at[oid]
+
+    def _changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
+        if since < self._forgotten_tid:
+            return None
+        found: set[Oid] = set()
+        for tid, oids in reversed(self._recent):
+            if tid <= since:
+                break
+            if tid <= until:
+                found.update(oids)
+        return frozenset(found)
+
+    def _load(self, oid: Oid) -> bytes:
+        """The newest classic record of `oid`."""
+        try:
+            try:
+                return self._storage.load(oid)
+            except ReadConflictError:
+                self._sync()  # it may have been changed, and we were not told yet
+                return self._storage.load(oid)
+        except DurusKeyError:
+            raise
+        except KeyError as error:
+            raise DurusKeyError(oid) from error
+
+    def _exists(self, oid: Oid) -> bool:
+        try:
+            self._load(oid)
+        except DurusKeyError:
+            return False
+        return True
+
+    def _check_unchanged(self, tid: Tid, oids: Iterable[Oid]) -> None:
+        for oid in oids:
+            if tid < self._forgotten_tid or tid < self._changed_at.get(oid, NO_TID):
+                raise ReadConflictError([oid])
+
+    def _load_at(self, tid: Tid, oid: Oid) -> Revision:
+        with self._lock:
+            self._check_open()
+            self._check_unchanged(tid, [oid])
+            record = self._load(oid)
+            self._check_unchanged(tid, [oid])
+            return self._revision(record)[1]
+
+    def _load_many_at(self, tid: Tid, oids: Sequence[Oid]) -> list[tuple[Oid, Revision]]:
+        with self._lock:
+            self._check_open()
+            self._check_unchanged(tid, oids)
+            try:
+                records = list(self._storage.bulk_load(oids))
+            except (KeyError, ReadConflictError):  # then which of them?
+                records = []
+                for oid in oids:
+                    try:
+                        records.append(self._load(oid))
+                    except DurusKeyError:
+                        continue
+            self._check_unchanged(tid, oids)
+            return [self._revision(record) for record in records]
+
+    def _revision(self, classic: bytes) -> tuple[Oid, Revision]:
+        oid, record = record_from_classic(classic)
+        return oid, Revision(self._changed_at.get(oid, NO_TID), record)
+
+    def _find_dangling(self, writes: Mapping[Oid, Record], created: frozenset[Oid]) -> set[Oid]:
+        """The objects that the transaction newly refers to and that do not exist."""
+        suspects: set[Oid] = set()
+        for oid, record in writes.items():
+            refs = set(split_oids(record.refs)) - writes.keys()
+            if refs and oid not in created:
+                with contextlib.suppress(DurusKeyError):
+                    refs -= set(split_oids(unpack_record(self._load(oid))[2]))
+            suspects |= refs
+        return {oid for oid in suspects if not self._exists(oid)}
+
+    def _new_oid(self) -> Oid:
+        return self._spare_oids.pop() if self._spare_oids else Oid(self._storage.new_oid())
+
+    def _take_root_oid(self, created: frozenset[Oid]) -> None:
+        """Let the storage hand out the oid of the root before it is stored.
+
+        A connection takes that oid for granted; to a classic storage an oid that is not from
+        new_oid() may be a surprise, and it would hand the same one out later.
+        """
+        if ROOT_OID in created - self._reserved:
+            oid = Oid(self._storage.new_oid())
+            if oid != ROOT_OID:
+                self._spare_oids.append(oid)
+
+
+_adapters: WeakValueDictionary[int, ClassicAdapter] = WeakValueDictionary()
+"""By id of the storage, which an adapter keeps alive."""
+_adapters_lock = threading.Lock()
+
+
+def as_storage(storage: object) -> interfaces.Storage:
+    """`storage` itself, or the adapter of a classic one: always the same while it is in use.
+
+    TypeError when it is no storage at all.
+    """
+    # A class has all the attributes that its instances have, but is no storage.
+    if isinstance(storage, interfaces.Storage) and not isinstance(storage, type):
+        return storage
+    if not isinstance(storage, Storage):
+        raise TypeError(
+            f"{storage!r} is no storage: expected one that implements durus.interfaces.Storage, "
+            "or an instance of a subclass of durus.storage.Storage"
+        )
+    with _adapters_lock:
+        adapter = _adapters.get(id(storage))
+        if adapter is None:
+            adapter = _adapters[id(storage)] = ClassicAdapter(storage)
+        return adapter
