@@ -178,14 +178,14 @@ class BNode(PersistentObject, Generic[K, V]):
 
     def insert_item(self, item: tuple[K, V]) -> None:
         """Insert (key, value), or replace the item with this key; the node must not be full."""
-        key = item[0]
-        position = self.get_position(key)
-        if position < len(self.items) and self.items[position][0] == key:
+        items = self.items
+        position = bisect_left(items, item[0], key=_key_of)
+        if position < len(items) and items[position][0] == item[0]:
             self._p_note_change()
-            self.items[position] = item
+            items[position] = item
         elif self.nodes is None:
             self._p_note_change()
-            self.items.insert(position, item)
+            items.insert(position, item)
         elif (child := self.nodes[position]).is_full():
             self.split_child(position, child)
             self.insert_item(item)  # its place is now in either half, or in between
@@ -250,8 +250,8 @@ class BNode(PersistentObject, Generic[K, V]):
         assert self.nodes is not None
         child = self.nodes[position]
         if child._can_spare():
-            return child
-        if position > 0 and (lower := self.nodes[position - 1])._can_spare():
+            pass
+        elif position > 0 and (lower := self.nodes[position - 1])._can_spare():
             self._note_changes(lower, child)
             child.items.insert(0, self.items[position - 1])
             self.items[position - 1] = lower.items.pop()
@@ -524,7 +524,7 @@ class BTree(PersistentMapping[K, V]):
         if self.root.minimum_degree != degree:
             for bnode_class in BNode.__subclasses__():
                 if bnode_class.minimum_degree == degree:
-                    tree: BTree[K, V] = BTree(bnode_class)
+                    tree: BTree[Any, Any] = BTree(bnode_class)
                     tree.update(self)
                     self.root = tree.root
                     return True

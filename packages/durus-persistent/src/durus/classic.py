@@ -230,13 +230,17 @@ class ClassicAdapter:
                 found.update(oids)
         return frozenset(found)
 
-    def _load(self, oid: Oid) -> bytes:
-        """The newest classic record of `oid`."""
+    def _load(self, oid: Oid, tid: Tid | None = None) -> bytes:
+        """The newest classic record of `oid`; with `tid`, it must not be newer than that."""
+        if tid is not None:
+            self._check_unchanged(tid, [oid])
         try:
             try:
                 return self._storage.load(oid)
             except ReadConflictError:
                 self._sync()  # it may have been changed, and we were not told yet
+                if tid is not None:
+                    self._check_unchanged(tid, [oid])
                 return self._storage.load(oid)
         except DurusKeyError:
             raise
@@ -258,10 +262,7 @@ class ClassicAdapter:
     def _load_at(self, tid: Tid, oid: Oid) -> Revision:
         with self._lock:
             self._check_open()
-            self._check_unchanged(tid, [oid])
-            record = self._load(oid)
-            self._check_unchanged(tid, [oid])
-            return self._revision(record)[1]
+            return self._revision(self._load(oid, tid))[1]
 
     def _load_many_at(self, tid: Tid, oids: Sequence[Oid]) -> list[tuple[Oid, Revision]]:
         with self._lock:
@@ -269,14 +270,11 @@ class ClassicAdapter:
             self._check_unchanged(tid, oids)
             try:
                 records = list(self._storage.bulk_load(oids))
-            except (KeyError, ReadConflictError):  # then which of them?
+            except (KeyError, ReadConflictError):  # one by one, to find out which
                 records = []
                 for oid in oids:
-                    try:
-                        records.append(self._load(oid))
-                    except DurusKeyError:
-                        continue
-            self._check_unchanged(tid, oids)
+                    with contextlib.suppress(DurusKeyError):
+                        records.append(self._load(oid, tid))
             return [self._revision(record) for record in records]
 
     def _revision(self, classic: bytes) -> tuple[Oid, Revision]:
@@ -287,7 +285,7 @@ class ClassicAdapter:
         """The objects that the transaction newly refers to and that do not exist."""
         suspects: set[Oid] = set()
         for oid, record in writes.items():
-            refs = set(split_oids(record.refs)) - writes.keys()
+            refs = {ref for ref in split_oids(record.refs) if ref not in writes}
             if refs and oid not in created:
                 with contextlib.suppress(DurusKeyError):
                     refs -= set(split_oids(unpack_record(self._load(oid))[2]))

@@ -337,12 +337,13 @@ class MemoryStorage(ClassicCalls):
             since = transaction.snapshot_tid
             if since < self._forgotten_tid:  # a pack and very many changes came in between
                 raise WriteConflictError()
-            conflicts = transaction.created & self._revisions.keys()
-            conflicts |= set(transaction.accessed.overlap(self._written(since, self._tid)))
+            # Set operators with a dictionary's keys would visit every object there is.
+            conflicts = {oid for oid in transaction.created if oid in self._revisions}
+            conflicts.update(transaction.accessed.overlap(self._written(since, self._tid)))
             if conflicts:
                 raise WriteConflictError(sorted(conflicts))
             refs = {ref for record in writes.values() for ref in split_oids(record.refs)}
-            dangling = refs - writes.keys() - self._revisions.keys()
+            dangling = [r for r in refs if r not in writes and r not in self._revisions]
             if dangling:
                 raise DanglingReferenceError(sorted(dangling))
             changed = self._changes(since, self._tid)

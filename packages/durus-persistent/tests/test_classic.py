@@ -1,0 +1,493 @@
+"""Classic records, and the adapter for storages of Durus 4.x."""
+
+import gc
+import io
+import pickle
+import threading
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durus import interfaces, serialize
+from durus.classic import ClassicAdapter, as_storage, record_from_classic, record_to_classic
+from durus.error import (
+    CommitOutcomeUnknownError,
+    ConflictError,
+    DanglingReferenceError,
+    DurusKeyError,
+    ReadConflictError,
+    StorageClosedError,
+    WriteConflictError,
+)
+from durus.interfaces import CHANGES_MAX, ROOT_OID, Oid, PackableStorage, Record
+from durus.oid_set import OidSet
+from durus.record import pack_record, unpack_record
+from durus.storage import MemoryStorage, Storage
+from durus.testing.storage_contract import commit, create, make_record, value_of
+
+
+def oid(number: int) -> Oid:
+    return Oid(number.to_bytes(8, "big"))
+
+
+def classic(oid: Oid, value: object, refs: Iterable[Oid] = ()) -> bytes:
+    return record_to_classic(oid, make_record(value, refs))
+
+
+class SharedStorage(Storage):
+    """A client of a database that others change too, in the manner of 4.3's ClientStorage."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.pending: dict[bytes, bytes] = {}
+        self.invalid: list[bytes] = []
+        self.last_oid = -1
+        self.fail_in: str = ""
+        self.failure: BaseException = OSError("the line is dead")
+        self.closed = 0
+        self.loads = 0
+        self.packed: list[bytes] = []
+
+    def change_elsewhere(self, oid: Oid, record: bytes | None) -> None:
+        self.invalid.append(oid)
+        if record is None:
+            del self.records[oid]
+        else:
+            self.records[oid] = record
+
+    def load(self, oid: bytes) -> bytes:
+        self.loads += 1
+        if self.invalid:  # coarse: any load, until sync()
+            raise ReadConflictError([oid])
+        return self.records[oid]
+
+    def begin(self) -> None:
+        self.pending = {}
+
+    def store(self, oid: bytes, record: bytes) -> None:
+        self.pending[oid] = record
+        if self.fail_in == "store":
+            raise self.failure
+
+    def end(self, handle_invalidations: Callable[[Sequence[bytes]], object] | None = None) -> None:
+        if self.invalid:
+            assert handle_invalidations is not None
+            oids, self.invalid = self.invalid, []
+            handle_invalidations(oids)
+        if self.fail_in == "end":
+            raise self.failure
+        self.records.update(self.pending)
+        self.begin()
+        if self.fail_in == "answer":
+            raise self.failure
+
+    def sync(self) -> list[bytes]:
+        oids, self.invalid = self.invalid, []
+        return oids
+
+    def new_oid(self) -> bytes:
+        self.last_oid += 1
+        return oid(self.last_oid)
+
+    def pack(self) -> None:
+        for packed in self.packed:
+            self.change_elsewhere(Oid(packed), None)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def shared() -> SharedStorage:
+    return SharedStorage()
+
+
+@pytest.fixture
+def adapter(shared: SharedStorage) -> ClassicAdapter:
+    return ClassicAdapter(shared)
+
+
+def value_at(snapshot: interfaces.Snapshot, oid: Oid) -> object:
+    return value_of(snapshot.load(oid).record)
+
+
+# Records.
+
+
+@given(st.binary(), st.sets(st.integers(0, 2**64 - 1)))
+def test_any_content_survives_a_round_trip(data: bytes, refs: set[int]) -> None:
+    record = pack_record(oid(5), data, b"".join(map(oid, sorted(refs))))
+    found, new = record_from_classic(record)
+    if new.class_pickle == b"" and data[:1] != b"\x78":
+        assert new.state_pickle == data
+    back = record_to_classic(found, new)
+    assert record_from_classic(back) == (found, new)
+
+
+def test_a_record_that_is_no_pickle_stays_as_it_is() -> None:
+    record = pack_record(oid(0), b"ok", b"")
+    assert record_from_classic(record) == (oid(0), Record(b"", b"ok", b""))
+    assert record_to_classic(*record_from_classic(record)) == record
+
+
+def test_refs_become_ascending_and_unique() -> None:
+    record = pack_record(oid(0), b"", oid(2) + oid(1) + oid(2))
+    assert record_from_classic(record)[1].refs == oid(1) + oid(2)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("compress", [False, True])
+def test_the_pickles_of_4_become_independent(protocol: int, compress: bool) -> None:
+    state = {"class": io.BytesIO, "list": [1, 2]}
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, protocol)
+    pickler.dump(io.BytesIO)
+    end = file.tell()
+    pickler.dump(state)
+    class_pickle, shared_state = file.getvalue()[:end], file.getvalue()[end:]
+    stored = zlib.compress(shared_state) if compress else shared_state
+    record = pack_record(oid(1), class_pickle + stored, b"")
+    found, new = record_from_classic(record)
+    assert pickle.loads(new.class_pickle) is io.BytesIO
+    assert pickle.loads(new.state_pickle) == state
+    assert record_to_classic(found, new, compress=compress) == record
+
+
+# Snapshots.
+
+
+def test_what_others_changed_gets_a_tid_of_its_own(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b = create(adapter, 2)
+    before = adapter.tid
+    shared.change_elsewhere(a, classic(a, "theirs"))
+    assert adapter.tid == before
+    snapshot = adapter.snapshot()
+    assert snapshot.tid == adapter.tid > before
+    assert adapter.changes(before, snapshot.tid) == frozenset([a])
+    assert value_at(snapshot, a) == "theirs"
+    assert snapshot.load(a).tid == snapshot.tid
+    assert value_at(snapshot, b) == 0
+
+
+def test_pending_invalidations_are_found_by_loading(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b = create(adapter, 2)
+    snapshot = adapter.snapshot()
+    shared.change_elsewhere(a, classic(a, 1))
+    assert value_at(snapshot, b) == 0  # in spite of the change of another object
+    assert adapter.changes(snapshot.tid, adapter.tid) == frozenset([a])
+    with pytest.raises(ReadConflictError):
+        snapshot.load(a)
+    shared.change_elsewhere(b, classic(b, 1))
+    with pytest.raises(ReadConflictError) as caught:
+        snapshot.load(b)
+    assert caught.value.oids == [b]
+    assert value_at(adapter.snapshot(), b) == 1
+
+
+def test_load_many_finds_pending_invalidations_too(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b, c = create(adapter, 3)
+    snapshot = adapter.snapshot()
+    shared.change_elsewhere(a, classic(a, 1))
+    assert {oid for oid, _ in snapshot.load_many([b, oid(77), c])} == {b, c}
+    with pytest.raises(ReadConflictError):
+        list(snapshot.load_many([b, a]))
+
+
+def test_an_object_removed_elsewhere_is_missing(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    (a,) = create(adapter, 1)
+    shared.change_elsewhere(a, None)
+    with pytest.raises(DurusKeyError):
+        adapter.snapshot().load(a)
+
+
+@pytest.mark.parametrize("told_before", [False, True])
+def test_an_object_removed_after_the_snapshot_is_a_conflict(
+    told_before: bool, shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    (a,) = create(adapter, 1)
+    snapshot = adapter.snapshot()
+    shared.change_elsewhere(a, None)
+    if told_before:
+        adapter.snapshot()
+    with pytest.raises(ReadConflictError):
+        list(snapshot.load_many([a]))
+    with pytest.raises(ReadConflictError):
+        snapshot.load(a)
+
+
+def test_a_snapshot_older_than_what_is_remembered_conflicts(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    (a,) = create(adapter, 1)
+    snapshot = adapter.snapshot()
+    shared.invalid = [oid(n) for n in range(1000, 1001 + CHANGES_MAX)]
+    newer = adapter.snapshot()
+    with pytest.raises(ReadConflictError):
+        snapshot.load(a)
+    assert value_at(newer, a) == 0
+    with pytest.raises(WriteConflictError):
+        commit(adapter, {a: make_record(1)}, since=snapshot.tid)
+    commit(adapter, {a: make_record(1)}, since=newer.tid)
+
+
+def test_the_memory_for_recent_changes_is_bounded(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    for batch in range(3):
+        shared.invalid = [oid(batch * 1000 + n) for n in range(CHANGES_MAX // 2 + 1)]
+        newest = adapter.snapshot()
+    assert len(adapter._changed_at) <= CHANGES_MAX
+    assert sum(len(oids) for _, oids in adapter._recent) <= CHANGES_MAX
+    assert adapter.changes(newest.tid, newest.tid) == frozenset()
+
+
+# Commit.
+
+
+def test_a_change_reported_by_end_conflicts_if_it_was_accessed(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b, c = create(adapter, 3)
+    snapshot = adapter.snapshot()
+    shared.change_elsewhere(a, classic(a, 1))
+    shared.change_elsewhere(b, classic(b, 1))
+    with pytest.raises(WriteConflictError) as caught:
+        commit(adapter, {c: make_record(2)}, since=snapshot.tid, accessed=OidSet([c, b]))
+    assert caught.value.oids == [b]
+    assert shared.records[c] != classic(c, 2)
+    assert shared.pending == {}
+    assert adapter.changes(snapshot.tid, adapter.tid) == frozenset([a, b])
+
+
+def test_a_change_reported_by_end_is_told_to_the_committer(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b = create(adapter, 2)
+    snapshot = adapter.snapshot()
+    shared.change_elsewhere(a, classic(a, 1))
+    new = adapter.reserve_oids(1)[0]
+    # A creation, so that nothing is loaded before end().
+    result = commit(adapter, {new: make_record(2)}, since=snapshot.tid, created=[new])
+    assert result.changed == frozenset([a])
+    assert adapter.changes(snapshot.tid, result.tid) == frozenset([a, new])
+    with pytest.raises(ReadConflictError):
+        snapshot.load(a)
+    assert value_at(snapshot, b) == 0
+
+
+@pytest.mark.parametrize("oids", [None, [oid(1)]])
+def test_a_conflict_found_by_the_storage_is_a_write_conflict(
+    oids: list[Oid] | None, shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    (a,) = create(adapter, 1)
+    shared.fail_in, shared.failure = "end", ConflictError(oids)
+    with pytest.raises(WriteConflictError) as caught:
+        commit(adapter, {a: make_record(1)})
+    assert caught.value.oids == oids
+    shared.fail_in = ""
+    commit(adapter, {a: make_record(2)})
+
+
+def test_what_fails_before_the_end_stores_nothing(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    (a,) = create(adapter, 1)
+    (new,) = adapter.reserve_oids(1)
+    tid = adapter.tid
+    shared.fail_in = "store"
+    with pytest.raises(OSError, match="the line is dead"):
+        commit(adapter, {a: make_record(1), new: make_record(1)}, created=[new])
+    assert shared.pending == {}
+    assert adapter.tid == tid
+    shared.fail_in = ""
+    commit(adapter, {a: make_record(2), new: make_record(2)}, created=[new])
+    assert value_at(adapter.snapshot(), new) == 2
+
+
+@pytest.mark.parametrize("moment", ["end", "answer"])
+def test_after_a_failure_in_the_end_everybody_looks_again(
+    moment: str, shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b = create(adapter, 2)
+    (new,) = adapter.reserve_oids(1)
+    snapshot = adapter.snapshot()
+    shared.fail_in = moment
+    writes = {a: make_record(1), new: make_record(1)}
+    with pytest.raises(CommitOutcomeUnknownError, match="the line is dead") as caught:
+        commit(adapter, writes, created=[new])
+    assert isinstance(caught.value.__cause__, OSError)
+    shared.fail_in = ""
+    with pytest.raises(ReadConflictError):
+        snapshot.load(a)
+    assert value_at(snapshot, b) == 0
+    with pytest.raises(WriteConflictError):
+        commit(adapter, writes, since=snapshot.tid, created=[new])
+    newest = adapter.snapshot()
+    assert value_at(newest, a) == (1 if moment == "answer" else 0)
+    if moment == "answer":
+        with pytest.raises(WriteConflictError):  # it exists now
+            commit(adapter, {new: make_record(2)}, since=newest.tid, created=[new])
+
+
+def test_an_interrupt_in_the_end_is_not_disguised(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    (a,) = create(adapter, 1)
+    shared.fail_in, shared.failure = "answer", KeyboardInterrupt()
+    tid = adapter.tid
+    with pytest.raises(KeyboardInterrupt):
+        commit(adapter, {a: make_record(1)})
+    assert adapter.changes(tid, adapter.tid) == frozenset([a])
+
+
+def test_an_error_of_the_storage_keeps_its_class(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    (a,) = create(adapter, 1)
+    shared.fail_in, shared.failure = "end", StorageClosedError("the server went away")
+    with pytest.raises(StorageClosedError, match="the server went away"):
+        commit(adapter, {a: make_record(1)})
+
+
+def test_dangling_references_that_were_there_before_are_tolerated(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b = create(adapter, 2)
+    shared.change_elsewhere(b, None)
+    adapter.snapshot()
+    commit(adapter, {ROOT_OID: make_record(1, [a, b])})
+    with pytest.raises(DanglingReferenceError) as caught:
+        commit(adapter, {a: make_record(1, [b])})
+    assert caught.value.oids == [b]
+
+
+def test_a_commit_loads_no_more_than_the_old_record_and_what_is_newly_referred_to(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b, c = create(adapter, 3)
+    commit(adapter, {a: make_record(1, [b])})
+    shared.loads = 0
+    commit(adapter, {a: make_record(2, [b])})
+    assert shared.loads == 1
+    commit(adapter, {a: make_record(3, [b, c])})
+    assert shared.loads == 3
+    commit(adapter, {b: make_record(3)})
+    (new,) = adapter.reserve_oids(1)
+    commit(adapter, {new: make_record(3)}, created=[new])
+    assert shared.loads == 3
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_states_are_compressed_if_the_switch_of_durus_4_is_on(
+    compress: bool,
+    shared: SharedStorage,
+    adapter: ClassicAdapter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serialize, "WRITE_COMPRESSED_STATE_PICKLES", compress)
+    commit(adapter, {ROOT_OID: make_record("a" * 100)}, created=[ROOT_OID])
+    assert (b"a" * 100 in shared.records[ROOT_OID]) == (not compress)
+    assert unpack_record(shared.records[ROOT_OID])[0] == ROOT_OID
+    assert value_at(adapter.snapshot(), ROOT_OID) == "a" * 100
+
+
+# Oids.
+
+
+class StrictStorage(SharedStorage):
+    """Takes only records of oids that it has handed out, as 4.3's FileStorage nearly does."""
+
+    def store(self, oid: bytes, record: bytes) -> None:
+        if int.from_bytes(oid, "big") > self.last_oid:
+            raise ValueError(f"oid {oid!r} is a surprise")
+        super().store(oid, record)
+
+
+def test_the_oid_of_the_root_is_taken_from_the_storage() -> None:
+    adapter = ClassicAdapter(StrictStorage())
+    commit(adapter, {ROOT_OID: make_record(0)}, created=[ROOT_OID])
+    assert adapter.reserve_oids(2) == [oid(1), oid(2)]
+
+
+def test_an_oid_that_is_not_of_the_root_is_used_later() -> None:
+    shared = SharedStorage()
+    shared.last_oid = 4
+    adapter = ClassicAdapter(shared)
+    commit(adapter, {ROOT_OID: make_record(0)}, created=[ROOT_OID])
+    assert adapter.reserve_oids(2) == [oid(5), oid(6)]
+
+
+# Pack and close.
+
+
+def test_what_pack_removed_counts_as_changed(
+    shared: SharedStorage, adapter: ClassicAdapter
+) -> None:
+    a, b = create(adapter, 2)
+    assert isinstance(adapter, PackableStorage)
+    shared.packed = [b]
+    tid = adapter.tid
+    adapter.pack()
+    assert adapter.changes(tid, adapter.tid) == frozenset([b])
+    assert value_at(adapter.snapshot(), a) == 0
+
+
+def test_the_storage_is_closed_once(shared: SharedStorage, adapter: ClassicAdapter) -> None:
+    create(adapter, 1)
+    snapshot = adapter.snapshot()
+    adapter.close()
+    adapter.close()
+    assert shared.closed == 1
+    with pytest.raises(StorageClosedError):
+        snapshot.load(ROOT_OID)
+
+
+# as_storage.
+
+
+def test_a_storage_of_the_new_interface_stays_itself(adapter: ClassicAdapter) -> None:
+    memory = MemoryStorage()
+    assert as_storage(memory) is memory
+    assert as_storage(adapter) is adapter
+
+
+def test_a_classic_storage_has_one_adapter_while_it_is_in_use(shared: SharedStorage) -> None:
+    found: list[interfaces.Storage] = []
+    threads = [threading.Thread(target=lambda: found.append(as_storage(shared))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(adapter) for adapter in found}) == 1
+    assert isinstance(found[0], ClassicAdapter)
+    assert as_storage(SharedStorage()) is not found[0]
+
+
+def test_an_adapter_keeps_nothing_alive_when_it_is_not_in_use() -> None:
+    shared = SharedStorage()
+    adapter = as_storage(shared)
+    dead = weakref.ref(shared)
+    del shared
+    gc.collect()
+    assert dead() is not None
+    del adapter
+    gc.collect()
+    assert dead() is None
+
+
+@pytest.mark.parametrize("other", [None, "path.durus", {}, MemoryStorage, SharedStorage])
+def test_what_is_no_storage_is_refused(other: object) -> None:
+    with pytest.raises(TypeError, match=r"is no storage: expected .*durus\.storage\.Storage"):
+        as_storage(other)

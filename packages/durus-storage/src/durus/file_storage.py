@@ -1,0 +1,537 @@
+"""`FileStorage`: a database in one file, the append-only log.
+
+It serves any number of connections and threads of one process, which holds the file's lock while
+it has the file open for writing; other processes may read.  Invariants: one lock guards the log's
+growth, and no user code runs under it; a snapshot reads the log that it was opened on, whatever
+becomes of the file.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from typing import Final
+
+from durus.error import (
+    DanglingReferenceError,
+    DurusKeyError,
+    HistoryUnavailableError,
+    ReadOnlyError,
+    StorageClosedError,
+    StorageError,
+    StorageLockedError,
+    UnsupportedFormatError,
+    WriteConflictError,
+)
+from durus.interfaces import (
+    CHANGES_MAX,
+    NO_TID,
+    ROOT_OID,
+    CommitResult,
+    CommittedTransaction,
+    Oid,
+    Revision,
+    Snapshot,
+    Tid,
+    Transaction,
+)
+from durus.log import Log
+from durus.log_file import FileOpenError, LogFile, OperatingSystem, System
+from durus.log_format import FileHeader, encode_file_header, encode_record, encode_transaction
+from durus.log_pack import read_transactions, write_packed
+from durus.record import record_to_classic, split_oids
+from durus.storage import ClassicCalls
+
+__all__ = ["FileStorage", "TempFileStorage", "open_file"]
+
+_OID_BATCH_MIN: Final = 64
+_OID_BATCH_MAX: Final = 1024
+
+
+class _FileSnapshot:
+    """What is visible in one log up to one tid."""
+
+    def __init__(self, storage: "FileStorage", log: Log, tid: Tid) -> None:
+        self._storage = storage
+        self._log: Log | None = log
+        self._tid = tid
+
+    @property
+    def tid(self) -> Tid:
+        return self._tid
+
+    def load(self, oid: Oid) -> Revision:
+        log = self._open_log()
+        try:
+            revision = log.load(oid, self._tid)
+        except OSError as error:
+            number = int.from_bytes(oid)
+            raise StorageError(f"{log.path}: oid {number} cannot be read: {error}") from error
+        if revision is None:
+            raise DurusKeyError(oid)
+        return revision
+
+    def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
+        for oid in oids:
+            with contextlib.suppress(DurusKeyError):
+                yield oid, self.load(oid)
+
+    def load_all(self) -> Iterator[tuple[Oid, Revision]]:
+        """Every object, whether it can be reached from the root or not."""
+        return self.load_many(self._open_log().index.oids())
+
+    def _open_log(self) -> Log:
+        self._storage._check_open()
+        if self._log is None:
+            raise StorageClosedError("the snapshot is closed")
+        return self._log
+
+    def close(self) -> None:
+        self._log = None
+
+
+class FileStorage(ClassicCalls):
+    """A database in a log file: `HistoryStorage` and `PackableStorage`, and the classic calls."""
+
+    def __init__(
+        self,
+        filename: str | PathLike[str] | None = None,
+        readonly: bool = False,
+        repair: bool = False,
+        *,
+        create: bool = True,
+        system: System | None = None,
+    ) -> None:
+        """Open a file, and make it if it is not there.
+
+        filename: None for a temporary file, which is removed when the storage is closed.
+        readonly: take no lock, and see what another process commits.
+        repair: accepted for programs written for Durus 4.x; a log never needs it.
+        create: whether a file that is not there is made (never when readonly).
+        system: another operating system, for tests.
+
+        Raises StorageLockedError while another process has the file open for writing,
+        StorageOpenError (for what the operating system refuses also an OSError) and
+        CorruptionError.  A file that is there is left as it is.
+        """
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._system = OperatingSystem() if system is None else system
+        self._readonly = readonly
+        if filename is None:
+            folder = tempfile.gettempdir()
+            filename = os.path.join(folder, f"durus-{secrets.token_hex(8)}.durus")
+            self._remove = weakref.finalize(self, _remove_temporary, filename, self._pid)
+        self._path = os.path.abspath(filename)
+        if create and not readonly:
+            _create_missing(self._system, self._path)
+        self._log: Log | None = self._open()
+        self._directory_synced = False
+        self._spare_oids = range(0)
+        self._oid_batch = _OID_BATCH_MIN
+
+    def _open(self) -> Log:
+        try:
+            file = _open_file(self._system, self._path, readonly=self._readonly)
+            try:
+                log = Log(file)
+                unknown = log.header.features_read_only
+                if unknown and not self._readonly:
+                    raise UnsupportedFormatError(
+                        self._path,
+                        f"only a newer release of durus-storage can write to it (features "
+                        f"{unknown:#x}); readonly=True opens it",
+                    )
+            except BaseException:
+                if not self._readonly:
+                    file.unlock()  # now: the traceback of the error keeps the file open for long
+                raise
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise _explain(self._path, error) from error
+        return log
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self._path!r})"
+
+    def get_filename(self) -> str:
+        """The absolute path of the file."""
+        return self._path
+
+    @property
+    def readonly(self) -> bool:
+        return self._readonly
+
+    @property
+    def tid(self) -> Tid:
+        return self._check_open().tid
+
+    def close(self) -> None:
+        """Give the lock up; open snapshots end, too.  A temporary file is removed."""
+        with self._lock:
+            log, self._log = self._log, None
+            # A forked child has the same lock: unlocking there would take it from the parent.
+            if log is not None and not self._readonly and os.getpid() == self._pid:
+                log.file.unlock()
+        if hasattr(self, "_remove"):
+            self._remove()
+
+    def _check_open(self) -> Log:
+        log = self._log
+        if log is None:
+            raise StorageClosedError(f"{self} is closed")
+        if os.getpid() != self._pid:
+            raise StorageError(
+                f"{self} was opened by process {self._pid} before it forked this one; open the "
+                "file in the process that uses it"
+            )
+        return log
+
+    def _check_writable(self) -> Log:
+        log = self._check_open()
+        if self._readonly:
+            raise ReadOnlyError(f"{self} is open read-only")
+        return log
+
+    # Reading
+
+    def _catch_up(self) -> Log:
+        """The log, with what others have committed.  The lock is held."""
+        log = self._check_open()
+        try:
+            if self._readonly and not self._is_in_place(log):
+                log = self._log = self._reopen(log)
+            log.catch_up()
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be read: {error}") from error
+        return log
+
+    def _is_in_place(self, log: Log) -> bool:
+        """Whether the path still names the file that is open."""
+        return self._system.path_status(self._path).identity == log.file.status().identity
+
+    def _reopen(self, log: Log) -> Log:
+        """The file that is now in the place of this log: another process has packed it."""
+        packed = self._open()
+        if packed.header.database_id != log.header.database_id or packed.tid < log.tid:
+            raise StorageError(
+                f"{self._path} was replaced by another database while it was open; open it anew"
+            )
+        return packed
+
+    def snapshot(self, at: Tid | None = None) -> Snapshot:
+        with self._lock:
+            log = self._catch_up()
+            newest = log.tid
+        if at is None or at >= newest:
+            return _FileSnapshot(self, log, newest)
+        if at < log.header.horizon:
+            raise HistoryUnavailableError(
+                f"{self._path}: there is no snapshot at tid {at}: what was before tid "
+                f"{log.header.horizon} has been packed away"
+            )
+        tids = (head.tid for head in log.walk_back() if head.tid <= at)
+        return _FileSnapshot(self, log, next(tids, NO_TID))
+
+    def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
+        with self._lock:
+            log = self._check_open()
+            return _find_changes(log, since, until)
+
+    def transactions(
+        self, start: Tid | None = None, stop: Tid | None = None
+    ) -> Iterator[CommittedTransaction]:
+        with self._lock:
+            log = self._catch_up()
+        return (
+            CommittedTransaction(t.tid, t.head.id, t.head.time_ns, t.user, t.note, t.oids)
+            for t in read_transactions(log, start, stop)
+        )
+
+    def revisions(self, oid: Oid) -> Iterator[Revision]:
+        with self._lock:
+            log = self._catch_up()
+        found = log.revisions(oid, log.tid)
+        newest = next(found, None)
+        if newest is None:
+            raise DurusKeyError(oid)
+        return itertools.chain([newest], found)
+
+    def find(self, transaction_id: int) -> Tid | None:
+        """The tid of the transaction with this id, or None when it is not in the log.
+
+        After a CommitOutcomeUnknownError this settles the matter, for good: StorageError when
+        the file still does not let that be done.
+        """
+        with self._lock:
+            log = self._catch_up()
+            if not self._readonly:
+                with self._writing("the end of the log could not be settled"):
+                    log.settle_tail()
+        return next((head.tid for head in log.walk_back() if head.id == transaction_id), None)
+
+    def gen_oid_record(
+        self, start_oid: bytes | None = None, batch_size: int = 100
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The oids and records that can be reached from `start_oid`, or all that there are."""
+        if start_oid is not None:
+            yield from super().gen_oid_record(start_oid, batch_size)
+            return
+        snapshot = self.snapshot()
+        assert isinstance(snapshot, _FileSnapshot)
+        try:
+            for oid, revision in snapshot.load_all():
+                yield oid, record_to_classic(oid, revision.record)
+        finally:
+            snapshot.close()
+
+    # Writing
+
+    @contextlib.contextmanager
+    def _writing(self, failure: str) -> Iterator[None]:
+        """Nothing that was asked for happens when the operating system fails in here."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{self._path}: {failure}: {error}") from error
+
+    def _prepare_to_append(self) -> Log:
+        """The log, ready to be appended to.  The lock is held; OSError."""
+        log = self._check_writable()
+        if not self._is_in_place(log):
+            raise StorageError(
+                f"{self._path} was replaced while it was open; nothing was written.  Open it anew"
+            )
+        log.settle_tail()
+        if not self._directory_synced:
+            # Else a power cut could take the file's name away, and all commits with it.
+            self._system.sync_directory(os.path.dirname(os.path.realpath(self._path)))
+            self._directory_synced = True
+        return log
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        if not transaction.writes:
+            raise ValueError("a transaction that writes nothing cannot be committed")
+        writes = sorted(transaction.writes.items())
+        encoded = [(oid, encode_record(oid, record)) for oid, record in writes]
+        refs = {ref for _, record in writes for ref in split_oids(record.refs)}
+        with self._lock:
+            with self._writing("the transaction was not committed"):
+                log = self._prepare_to_append()
+            _validate(log, transaction, refs)
+            changed = _find_changes(log, transaction.snapshot_tid, log.tid)
+            tid = Tid(max(time.time_ns(), log.tid + 1))
+            content = encode_transaction(
+                log.header.file_id,
+                log.end,
+                tid=tid,
+                time_ns=transaction.time_ns,
+                id=transaction.id,
+                next_oid=max(log.next_oid, int.from_bytes(writes[-1][0]) + 1),
+                user=transaction.user,
+                note=transaction.note,
+                records=[(oid, log.index.find(oid), record) for oid, record in encoded],
+            )
+            log.append_transaction(content, tid, transaction.id)
+            return CommitResult(tid, changed)
+
+    def reserve_oids(self, count: int) -> Sequence[Oid]:
+        if count < 1:
+            raise ValueError(f"{count} oids cannot be reserved")
+        oids: list[Oid] = []
+        with self._lock:
+            log = self._check_writable()
+            while len(oids) < count:
+                missing = count - len(oids)
+                if not self._spare_oids:
+                    with self._writing("no oids could be reserved"):
+                        self._reserve_batch(missing)
+                taken, self._spare_oids = self._spare_oids[:missing], self._spare_oids[missing:]
+                found = (Oid(number.to_bytes(8)) for number in taken)
+                # A commit may create an oid that was not handed out to it, such as the root's.
+                oids += [oid for oid in found if oid not in log.index]
+        return oids
+
+    def _reserve_batch(self, count: int) -> None:
+        log = self._prepare_to_append()
+        first = log.next_oid
+        stop = first + max(count, self._oid_batch)
+        log.append_reservation(stop)
+        self._spare_oids = range(first, stop)
+        self._oid_batch = min(2 * self._oid_batch, _OID_BATCH_MAX)
+
+    def pack(self) -> None:
+        """Forget history, and the objects that cannot be reached from the root.
+
+        Open snapshots go on seeing what they saw.  Without a root nothing happens.  Everybody
+        else waits meanwhile.  After an error the file is what it was.
+        """
+        with self._lock, self._writing("the file could not be packed"):
+            log = self._prepare_to_append()
+            if ROOT_OID in log.index:
+                self._pack(log)
+
+    def _pack(self, log: Log) -> None:
+        system = self._system
+        path = os.path.realpath(self._path)
+        aside = f"{path}.pack"
+        with contextlib.suppress(FileNotFoundError):
+            system.unlink(aside)  # a pack that did not come to its end
+        file = LogFile(system, self._path, system.create(aside, log.file.status().mode))
+        try:
+            file.lock()  # nobody else knows it; it will be the one that others must not lock
+            write_packed(log, file, secrets.token_bytes(16))
+            packed = Log(file, log.recent)
+            system.rename(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                system.unlink(aside)
+            raise
+        self._log = packed
+        self._directory_synced = False
+        self._prepare_to_append()
+
+
+def TempFileStorage() -> FileStorage:  # noqa: N802 (the name that 4.x gave it)
+    """A storage in a temporary file, which is removed when the storage is closed."""
+    return FileStorage()
+
+
+def open_file(uri: str, *, readonly: bool, create: bool) -> FileStorage:
+    """Open the file that a path names: the opener of the scheme `file`."""
+    return FileStorage(uri, readonly=readonly, create=create)
+
+
+# Validating a transaction
+
+
+def _find_changes(log: Log, since: Tid, until: Tid) -> frozenset[Oid] | None:
+    """What `Storage.changes` answers."""
+    changed = log.recent.find(since, until)
+    if changed is not None or since < log.header.horizon:
+        return changed
+    oids: set[Oid] = set()
+    for written in _read_changes(log, since, until):
+        oids.update(written)
+        if len(oids) > CHANGES_MAX:
+            return None
+    return frozenset(oids)
+
+
+def _read_changes(log: Log, since: Tid, until: Tid) -> Iterator[list[Oid]]:
+    for head in log.walk_back():
+        if head.tid <= since:
+            return
+        if head.tid <= until:
+            yield log.read_transaction(head).oids
+
+
+def _validate(log: Log, transaction: Transaction, refs: set[Oid]) -> None:
+    """Raises WriteConflictError and DanglingReferenceError."""
+    since = transaction.snapshot_tid
+    recent = log.recent.find(since, log.tid)
+    if recent is None and since < log.header.horizon:
+        raise WriteConflictError()  # what has changed since has been packed away
+    conflicts: set[Oid] = set()
+    for oids in [recent] if recent is not None else _read_changes(log, since, log.tid):
+        conflicts.update(transaction.accessed.overlap(oids))
+    # What is written must be there, unless it is created: a pack may have removed it.
+    conflicts.update(
+        oid for oid in transaction.writes if (oid in log.index) == (oid in transaction.created)
+    )
+    if conflicts:
+        raise WriteConflictError(sorted(conflicts))
+    dangling = [oid for oid in refs if oid not in log.index and oid not in transaction.created]
+    if dangling:
+        raise DanglingReferenceError(sorted(dangling))
+
+
+# Opening and making files
+
+
+def _remove_temporary(path: str, pid: int) -> None:
+    if os.getpid() == pid:  # and not a forked child
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _explain(path: str, error: OSError) -> FileOpenError:
+    reason = error.strerror or str(error)
+    return FileOpenError(path, f"cannot be opened: {reason}", error.errno)
+
+
+def _open_file(system: System, path: str, *, readonly: bool) -> LogFile:
+    """Open a file that is there, and lock it for writing.  OSError, StorageLockedError."""
+    while True:
+        try:
+            status = system.path_status(path)
+        except FileNotFoundError as error:
+            why = "readonly=True" if readonly else "create=False"
+            reason = f"there is no such file, and {why} makes none"
+            raise FileOpenError(path, reason, errno.ENOENT) from error
+        if not status.is_regular:
+            kind = "a directory" if status.is_directory else "no regular file"
+            raise FileOpenError(path, f"this is {kind}, and no database", errno.EISDIR)
+        try:
+            file = LogFile(system, path, system.open(path, writable=not readonly))
+        except PermissionError as error:
+            remedy = "" if readonly else " to write; readonly=True may work"
+            reason = f"there is no permission to open it{remedy}"
+            raise FileOpenError(path, reason, error.errno) from error
+        if readonly:
+            return file
+        if not file.lock():
+            holder = file.lock_holder()
+            who = "another process" if holder is None else f"process {holder}"
+            if holder == os.getpid():
+                who = "this process"
+            raise StorageLockedError(
+                f"{path}: {who} has the file open for writing; close it there first, or open it "
+                "here with readonly=True"
+            )
+        # Between opening and locking a pack may have put another file in its place.
+        if system.path_status(path).identity == file.status().identity:
+            return file
+
+
+def _create_missing(system: System, path: str) -> None:
+    """Make a new file if there is none: prepared aside, it appears complete, or not at all."""
+    try:
+        system.path_status(path)
+        return
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _explain(path, error) from error
+    folder = os.path.dirname(path)
+    aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
+    header = FileHeader(
+        database_id=secrets.token_bytes(16),
+        file_id=secrets.token_bytes(16),
+        created_ns=time.time_ns(),
+    )
+    try:
+        file = LogFile(system, aside, system.create(aside))
+        try:
+            file.append(encode_file_header(header))
+            file.sync()
+            with contextlib.suppress(FileExistsError):  # another process was first: its is used
+                system.link(aside, path)
+        finally:
+            system.unlink(aside)
+        system.sync_directory(folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = f"the directory {folder} does not exist"
+        raise FileOpenError(path, f"cannot be made: {reason}", error.errno) from error

@@ -1,0 +1,507 @@
+"""One open log file: what is visible in it, where everything is, and how it grows.
+
+Storages and snapshots hold a `Log`; it stands for one file, for ever (pack makes another one).
+Reading and growing it obey the rules of `docs/format.md`:
+
+    [header] ([transaction] [mark] | [reservation] | garbage [void])*  [unfinished tail]
+
+A transaction is visible when a mark follows it.  Damage before a mark that was synced is reported
+as CorruptionError; what follows the last mark is unfinished.  Reading never writes: only
+`settle_tail`, which the holder of the lock calls before it appends, deals with an unfinished tail.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from durus.error import (
+    CommitOutcomeUnknownError,
+    CorruptionError,
+    NotADatabaseError,
+    StorageError,
+    StorageOpenError,
+    UnsupportedFormatError,
+)
+from durus.interfaces import NO_TID, Oid, Revision, Tid
+from durus.log_file import LogFile
+from durus.log_format import (
+    FILE_HEADER_SIZE,
+    FIXED_SIZE,
+    MAGIC,
+    MARK_TAG,
+    NOT_SYNCED,
+    RECORD_HEAD_SIZE,
+    SLOT_HEAD_SIZE,
+    TRAILER_SIZE,
+    VERSION,
+    VOID_SIZE,
+    VOID_TAG,
+    Entry,
+    FileHeader,
+    LoggedRecord,
+    LoggedTransaction,
+    Mark,
+    Reservation,
+    TransactionHead,
+    Void,
+    decode_distance,
+    decode_entry_head,
+    decode_file_header,
+    decode_record,
+    decode_trailer,
+    decode_transaction,
+    encode_mark,
+    encode_reservation,
+    encode_void,
+    measure_record,
+)
+from durus.log_index import LogIndex, RecentChanges
+
+__all__ = ["Log", "Tail", "read_file_header"]
+
+_ENTRY_READ_SIZE: Final = 4096
+"""So much is read at the start of an entry, to have all of a small one at once."""
+_RECORD_READ_SIZE: Final = 512
+_SEARCH_SIZE_MAX: Final = 1 << 20
+_FLIPPED_BITS_MAX: Final = 3
+"""A mark or void with so few wrong bits was damaged; a torn one has more (see `log_format`)."""
+
+_OTHER_FORMATS: Final = {
+    b"SHELF-1\n": "a Durus 4.x file (SHELF-1), which this release cannot open yet",
+    b"DFS20\0": "a Durus 4.x file (DFS20), which this release cannot open yet",
+    b"SQLite format 3\0": "an SQLite database, and no Durus log file",
+}
+
+
+def read_file_header(file: LogFile) -> FileHeader:
+    """The header of a log file.
+
+    Raises NotADatabaseError, StorageOpenError, UnsupportedFormatError or CorruptionError.
+    """
+    start = file.read(0, 16)
+    if not start:
+        raise NotADatabaseError(
+            file.path, "the file is empty, and no Durus database; remove it to have one made there"
+        )
+    for magic, description in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise StorageOpenError(file.path, f"this is {description}")
+    if start[:8] != MAGIC[: len(start)]:
+        raise NotADatabaseError(file.path, "this is no Durus database")
+    size = int.from_bytes(start[12:16])
+    header = decode_file_header(file.read(0, min(max(size, FILE_HEADER_SIZE), 1 << 16)))
+    if header is None:
+        raise CorruptionError(file.path, 0, "the file header is damaged or cut off")
+    if header.version != VERSION or header.features_refuse:
+        raise UnsupportedFormatError(
+            file.path,
+            f"the file needs a newer release of durus-storage (format version {header.version}, "
+            f"features {header.features_refuse:#x})",
+        )
+    return header
+
+
+class Tail(NamedTuple):
+    """What follows the settled part of a log: empty if all three places are the same."""
+
+    pending: list[LoggedTransaction]
+    """Transactions that are not marked; their records have not been looked at."""
+    offset: int
+    """Where the first byte is that makes no sense, if any."""
+    size: int
+    """The size of the file."""
+
+
+class Log:
+    """One log file, its visible part and its index.
+
+    `catch_up`, `settle_tail` and all that append are called by one thread at a time, and those
+    that append by the holder of the file's lock; all else may be called at any time.
+    """
+
+    def __init__(
+        self, file: LogFile, recent: RecentChanges | None = None, *, scan: bool = True
+    ) -> None:
+        """Read a log file.  StorageOpenError, CorruptionError, OSError.
+
+        recent: is told of every transaction that becomes visible.
+        scan: whether to catch up at once.
+        """
+        self.file = file
+        self.header = read_file_header(file)
+        self.index = LogIndex()
+        self.recent = RecentChanges(self.header.horizon) if recent is None else recent
+        self.tid = NO_TID
+        """The newest visible transaction."""
+        self.next_oid = self.header.next_oid
+        self.end = self.header.size
+        """Up to here everything is settled: nothing pending, every entry known."""
+        self._visible_end = self.header.size
+        """The end of the last visible transaction.  What follows may be sealed by a void."""
+        self._refused: int | None = None
+        """What begins here must be sealed: its sync failed, so it must never become visible."""
+        self._tail = Tail([], self.end, self.end)
+        self._last_read: LoggedTransaction | None = None
+        if scan:
+            self.catch_up()
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    def corrupt(self, offset: int, reason: str, oid: Oid | None = None) -> CorruptionError:
+        return CorruptionError(self.path, offset, reason, oid)
+
+    # Entries
+
+    def read_entry(self, offset: int, limit: int) -> Entry | None:
+        """The entry that begins at `offset` and ends not after `limit`; None if there is none."""
+        content = self.file.read(offset, min(limit - offset, _ENTRY_READ_SIZE))
+        entry = decode_entry_head(self.header.file_id, offset, content)
+        if not isinstance(entry, TransactionHead):
+            return entry
+        if entry.end > limit or entry.slots_offset + TRAILER_SIZE > entry.end:
+            return None
+        trailer = content[entry.size - TRAILER_SIZE : entry.size]
+        if entry.size > len(content):
+            trailer = self.file.read(entry.end - TRAILER_SIZE, TRAILER_SIZE)
+        if decode_trailer(trailer) != entry.size:
+            return None
+        return self._read_rest(entry, content)
+
+    def _read_rest(self, head: TransactionHead, content: bytes = b"") -> LoggedTransaction | None:
+        """The rest of a transaction; `content` is what has been read of it already."""
+        rest = content[FIXED_SIZE : FIXED_SIZE + head.rest_size]
+        if len(rest) < head.rest_size:
+            rest = self.file.read(head.offset + FIXED_SIZE, head.rest_size)
+        transaction = decode_transaction(head, rest)
+        if transaction is not None and head.flags:
+            raise UnsupportedFormatError(
+                self.path,
+                f"the transaction at offset {head.offset} needs a newer release of durus-storage "
+                f"(flags {head.flags:#x})",
+            )
+        return transaction
+
+    def read_transaction(self, head: TransactionHead) -> LoggedTransaction:
+        """All of a transaction that is known to be there, but its records."""
+        last = self._last_read  # readers of old revisions come back to the same one
+        if last is not None and last.offset == head.offset:
+            return last
+        transaction = self._read_rest(head)
+        if transaction is None:
+            raise self.corrupt(head.offset, "the directory of the transaction is damaged")
+        self._last_read = transaction
+        return transaction
+
+    def read_visible(self, offset: int) -> LoggedTransaction:
+        """The transaction that is known to be at `offset`, but its records."""
+        content = self.file.read(offset, FIXED_SIZE)
+        head = decode_entry_head(self.header.file_id, offset, content)
+        if not isinstance(head, TransactionHead):
+            raise self.corrupt(offset, "the head of the transaction is damaged")
+        return self.read_transaction(head)
+
+    def search(self, offset: int, limit: int) -> Iterator[Mark | Void]:
+        """The valid marks and voids from `offset` on, whatever is between them."""
+        size = _ENTRY_READ_SIZE
+        while offset < limit:
+            content = self.file.read(offset, min(size, limit - offset))
+            for found in re.finditer(re.escape(MARK_TAG) + b"|" + re.escape(VOID_TAG), content):
+                place = offset + found.start()
+                entry = self.read_entry(place, limit)
+                if isinstance(entry, Mark | Void):
+                    yield entry
+            if len(content) < size:
+                return
+            offset += len(content) - len(MARK_TAG) + 1
+            size = min(2 * size, _SEARCH_SIZE_MAX)
+
+    def walk_back(self) -> Iterator[TransactionHead]:
+        """The visible transactions, newest first; CorruptionError."""
+        offset = self.end
+        while offset > self.header.size:
+            size = decode_trailer(self.file.read(offset - TRAILER_SIZE, TRAILER_SIZE))
+            if size is None or not TRAILER_SIZE < size <= offset - self.header.size:
+                raise self.corrupt(offset - TRAILER_SIZE, "the end of an entry is damaged")
+            offset -= size
+            content = self.file.read(offset, FIXED_SIZE)
+            entry = decode_entry_head(self.header.file_id, offset, content)
+            # What a void seals may begin with a valid entry; but that one ends somewhere else.
+            if entry is None or entry.end != offset + size:
+                if not self._is_sealed(offset, size):
+                    raise self.corrupt(offset, "the entry is damaged")
+            elif isinstance(entry, TransactionHead):
+                yield entry
+
+    def _is_sealed(self, offset: int, size: int) -> bool:
+        place = offset + size - VOID_SIZE
+        return self.read_entry(place, place + VOID_SIZE) == Void(place, offset)
+
+    # What is visible
+
+    def catch_up(self) -> Tail:
+        """Make visible what was marked since the last call; CorruptionError when it is damaged."""
+        size = self.file.status().size
+        if size == self._tail.size:
+            return self._tail
+        if size < self.end:
+            raise self.corrupt(size, "the file has become shorter while it was open")
+        position = self.end
+        pending: list[LoggedTransaction] = []
+        while position < size:
+            entry = self.read_entry(position, size) or self._find_seal(position, size)
+            match entry:
+                case None:
+                    break
+                case LoggedTransaction():
+                    if entry.tid <= (pending[-1].tid if pending else self.tid):
+                        raise self.corrupt(position, f"tid {entry.tid} is not in order")
+                    pending.append(entry)
+                case Mark():
+                    if entry.tid != (pending[-1].tid if pending else self.tid):
+                        raise self.corrupt(position, f"a mark for tid {entry.tid} is out of place")
+                    for transaction in pending:
+                        self._publish(transaction)
+                    pending = []
+                case Void():
+                    if entry.start < self._visible_end:
+                        raise self.corrupt(position, "a void that would seal a transaction")
+                    pending = [t for t in pending if t.offset < entry.start]
+                case Reservation():
+                    self.next_oid = max(self.next_oid, entry.next_oid)
+            position = entry.end
+            if not pending:
+                self.end = position
+        if pending and position < size:
+            self._check_last_entry(pending, position, size)
+        self._tail = Tail(pending, position, size)
+        return self._tail
+
+    def _publish(self, transaction: LoggedTransaction) -> None:
+        self.index.add(transaction)
+        self.recent.add(transaction)
+        self.next_oid = max(self.next_oid, transaction.head.next_oid)
+        self._visible_end = transaction.end
+        self.tid = transaction.tid  # last: snapshots are taken at it
+
+    def _find_seal(self, offset: int, size: int) -> Void | None:
+        """The void that seals what begins at `offset`, where no valid entry is.
+
+        None when there is neither a void nor a mark, so that this is unfinished.  A mark proves
+        that everything before it was whole once: then it is damaged.
+        """
+        for entry in self.search(offset + 1, size):
+            if isinstance(entry, Void):
+                if self._visible_end <= entry.start <= offset:
+                    return entry
+            elif entry.synced:
+                raise self.corrupt(
+                    offset, "the entry is damaged, and was whole once: there is a mark after it"
+                )
+        return None
+
+    def _check_last_entry(self, pending: list[LoggedTransaction], position: int, size: int) -> None:
+        """Is this the mark, or the void, of `pending`, with a flipped bit?
+
+        Without this check a flipped bit in the last mark would make a transaction unseen, and one
+        in the last void would make a refused transaction appear.
+        """
+        file_id, tid = self.header.file_id, pending[-1].tid
+        expected = [
+            (position, encode_mark(file_id, Mark(position, tid, flags)))
+            for flags in (0, NOT_SYNCED)
+        ]
+        for start in {self._visible_end, *(transaction.offset for transaction in pending)}:
+            for place in {position, max(position, size - VOID_SIZE)}:
+                expected.append((place, encode_void(file_id, Void(place, start))))
+        for place, right in expected:
+            found = self.file.read(place, min(len(right), size - place))
+            difference = int.from_bytes(found) ^ int.from_bytes(right)
+            if len(found) == len(right) and difference.bit_count() <= _FLIPPED_BITS_MAX:
+                raise self.corrupt(place, "the last mark or void is damaged")
+
+    # Records
+
+    def load(self, oid: Oid, at: Tid) -> Revision | None:
+        """The newest revision of `oid` that is not newer than `at`, if there is one.
+
+        Raises CorruptionError, and UnsupportedFormatError for what newer releases store.
+        """
+        slot = self.index.find(oid)
+        while slot:
+            start, head = self._read_slot(slot, oid)
+            if head.tid <= at:
+                return Revision(head.tid, self._read_record(slot, start, oid).record)
+            slot = self._find_previous(head, slot, oid)
+        return None
+
+    def read_revision(self, slot: int, oid: Oid) -> Revision:
+        """The revision of `oid` in a record slot; CorruptionError, UnsupportedFormatError."""
+        start, head = self._read_slot(slot, oid)
+        return Revision(head.tid, self._read_record(slot, start, oid).record)
+
+    def revisions(self, oid: Oid, at: Tid) -> Iterator[Revision]:
+        """All revisions of `oid` that are not newer than `at`, newest first."""
+        slot = self.index.find(oid)
+        while slot:
+            start, head = self._read_slot(slot, oid)
+            if head.tid <= at:
+                yield Revision(head.tid, self._read_record(slot, start, oid).record)
+            slot = self._find_previous(head, slot, oid)
+
+    def copy_record(self, slot: int, oid: Oid) -> bytes:
+        """The bytes of a record as they stand in the file, checked."""
+        start, _ = self._read_slot(slot, oid)
+        content = self._read_record_bytes(slot, start)
+        self._decode_record(slot, content, oid)
+        return content
+
+    def _read_slot(self, slot: int, oid: Oid) -> tuple[bytes, TransactionHead]:
+        """The first bytes of a record slot, and the transaction that it belongs to."""
+        start = self.file.read(slot, _RECORD_READ_SIZE)
+        if len(start) >= SLOT_HEAD_SIZE + RECORD_HEAD_SIZE:
+            offset = slot - decode_distance(start)
+            if offset >= self.header.size:
+                content = self.file.read(offset, FIXED_SIZE)
+                head = decode_entry_head(self.header.file_id, offset, content)
+                if isinstance(head, TransactionHead) and head.slots_offset <= slot < head.end:
+                    return start, head
+        raise self.corrupt(slot, "the record slot belongs to no transaction", oid)
+
+    def _read_record(self, slot: int, start: bytes, oid: Oid) -> LoggedRecord:
+        return self._decode_record(slot, self._read_record_bytes(slot, start), oid)
+
+    def _read_record_bytes(self, slot: int, start: bytes) -> bytes:
+        size = measure_record(start[SLOT_HEAD_SIZE:])
+        assert size is not None
+        content = start[SLOT_HEAD_SIZE : SLOT_HEAD_SIZE + size]
+        if len(content) < size <= self.file.status().size - slot:
+            content = self.file.read(slot + SLOT_HEAD_SIZE, size)
+        return content
+
+    def _decode_record(self, slot: int, content: bytes, oid: Oid) -> LoggedRecord:
+        stored = decode_record(content)
+        if stored is None:
+            raise self.corrupt(slot, "the checksum of the record is wrong", oid)
+        if stored.oid != oid:
+            raise self.corrupt(slot, "the record of another object is there", oid)
+        if stored.codec or stored.kind:
+            raise UnsupportedFormatError(
+                self.path,
+                f"the record at offset {slot} needs a newer release of durus-storage (codec "
+                f"{stored.codec}, kind {stored.kind})",
+            )
+        return stored
+
+    def _find_previous(self, head: TransactionHead, slot: int, oid: Oid) -> int:
+        previous = self.read_transaction(head).find_previous(oid)
+        if previous is None or previous >= slot:
+            raise self.corrupt(head.offset, "the directory has no previous revision", oid)
+        return previous
+
+    def is_whole(self, transaction: LoggedTransaction) -> bool:
+        """Whether the records of a transaction are what its directory says."""
+        slot = transaction.head.slots_offset
+        for entry in transaction.entries():
+            content = self.file.read(slot, SLOT_HEAD_SIZE + entry.size)
+            if len(content) != SLOT_HEAD_SIZE + entry.size:
+                return False
+            stored = decode_record(content[SLOT_HEAD_SIZE:])
+            if stored is None or int.from_bytes(stored.oid) != entry.oid:
+                return False
+            if decode_distance(content) != slot - transaction.offset:
+                return False
+            slot += len(content)
+        return slot == transaction.end - TRAILER_SIZE
+
+    # Growing
+
+    def settle_tail(self) -> None:
+        """Finish what others, or a failure, left after the last mark; OSError, CorruptionError.
+
+        Whole transactions are made durable and marked: their commits may have been acknowledged.
+        A partial one, or what was refused, is sealed.
+        """
+        tail = self.catch_up()
+        if self._refused is not None and self._refused < self._visible_end:
+            self._refused = None  # what was to be refused had been marked after all
+        whole: list[LoggedTransaction] = []
+        garbage = tail.offset
+        if self._refused is not None:
+            garbage = self._refused
+        else:
+            for transaction in tail.pending:
+                if not self.is_whole(transaction):
+                    garbage = transaction.offset
+                    break
+                whole.append(transaction)
+        if garbage < tail.size:
+            self._append_void(garbage, tail.size)
+        if whole:
+            self.file.sync()
+            self._append_mark(whole[-1].tid)
+        self.catch_up()
+
+    def _append_mark(self, tid: Tid) -> None:
+        mark = Mark(self.file.status().size, tid)
+        self.file.append(encode_mark(self.header.file_id, mark))
+
+    def _append_void(self, start: int, size: int) -> None:
+        self.file.append(encode_void(self.header.file_id, Void(size, start)))
+        self._refused = None
+        if start == self._visible_end and self.tid != NO_TID:
+            self._append_mark(self.tid)  # the last one is sealed, too
+
+    def append_reservation(self, next_oid: int) -> None:
+        """Say that oids below `next_oid` have been handed out; OSError.  The tail is settled."""
+        entry = Reservation(self.end, next_oid)
+        self.file.append(encode_reservation(self.header.file_id, entry))
+        self.catch_up()
+
+    def append_transaction(self, content: bytes, tid: Tid, transaction_id: int) -> None:
+        """Append an encoded transaction, make it durable, then visible.  The tail is settled.
+
+        Raises StorageError when it is certain that it was not committed, and
+        CommitOutcomeUnknownError when not.
+        """
+        assert self.end == self._tail.size
+        start = self.end
+        mark = encode_mark(self.header.file_id, Mark(start + len(content), tid))
+        try:
+            self.file.append(content)
+            self.file.sync()  # before the mark: nobody must read what a power cut could take away
+            self.file.append(mark)
+            self.catch_up()
+        except BaseException as error:
+            if not self._withdraw(start + len(content)):
+                raise CommitOutcomeUnknownError(transaction_id, str(error)) from error
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"{self.path}: the transaction could not be written, and was not committed: "
+                    f"{error}"
+                ) from error
+            raise
+
+    def _withdraw(self, end: int) -> bool:
+        """After a failure: make sure that the transaction that was to end there is not committed.
+
+        False when that is not certain.
+        """
+        # A failed sync may have lost everything since the last visible transaction, so all of it is
+        # sealed, and its bytes are not synced once more as if nothing had happened.
+        self._refused = refused = self._visible_end
+        with contextlib.suppress(OSError, CorruptionError):
+            size = self.file.status().size
+            if size < end:
+                self._refused = None
+                return True  # it was never whole, and whoever appends next will seal it
+            self.catch_up()
+            if self._visible_end != refused:
+                return False  # its mark was written after all
+            self._append_void(refused, size)
+            self.file.sync()
+            self.catch_up()
+            return True
+        return False

@@ -1,0 +1,528 @@
+"""The bytes of a log file: encoding and decoding, without any input or output.
+
+`docs/format.md` says why everything is as it is, and is enough to read a file without this module.
+All numbers are big-endian; `crc` is zlib.crc32; rows are 8 bytes.
+
+    file header                              transaction
+    +------------------------------+         +------------------------------+
+    | 89 'DUR' 0D 0A 1A 0A         |         | F5 'TXN'      | crc          |
+    | version 1     | header length|         | length                       |
+    | database id                  |         | tid                          |
+    |                              |         | time, ns since 1970 (signed) |
+    | file id                      |         | transaction id               |
+    |                              |         | next oid (after it)          |
+    | features: else refuse        |         | record count  | user length  |
+    | features: else read only     |         | note length   | ext. length  |
+    | features: may be ignored     |         | flags         | rest crc     |
+    | horizon tid                  |         | user, note, extension        |
+    | next oid                     |         | directory                    |
+    | created, ns since 1970       |         | record slots                 |
+    | 'END' F7      | crc          |         | length                       |
+    +------------------------------+         | 'END' F7      |              |
+                                             +------------------------------+
+    directory entry                          record slot
+    +------------------------------+         +---------------+
+    | oid                          |         | distance back |
+    | slot of previous revision, 0 |         | record                       |
+    | record length |              |         +------------------------------+
+    +---------------+
+    record                                   mark
+    +------------------------------+         +------------------------------+
+    | crc           | oid          |         | F6 'MRK'      | crc          |
+    | oid           |codec|kind| cl|         | length 44                    |
+    | ref. count    | state length |         | tid                          |
+    | class pickle, refs, state    |         | flags (1: not synced)        |
+    +------------------------------+         | length 44                    |
+    cl: class pickle length, 2 bytes         | 'END' F7      |              |
+                                             +------------------------------+
+    void                                     reservation
+    +------------------------------+         +------------------------------+
+    | F9 'VOD'      | crc          |         | FA 'OID'      | crc          |
+    | length 36                    |         | length 36                    |
+    | start of what it seals       |         | next oid                     |
+    | length from that start       |         | length 36                    |
+    | 'END' F7      |              |         | 'END' F7      |              |
+    +------------------------------+         +------------------------------+
+
+Invariants: no entry is valid at another offset or in another file; a record is valid anywhere;
+every bit is covered by a checksum or is compared with what it must be.
+"""
+
+import struct
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from durus.error import StorageError, UnstorableError
+from durus.interfaces import NO_TID, Oid, Record, Tid
+
+__all__ = [
+    "END_TAG",
+    "FILE_HEADER_SIZE",
+    "FIXED_SIZE",
+    "MAGIC",
+    "MARK_TAG",
+    "RECORD_HEAD_SIZE",
+    "RESERVATION_SIZE",
+    "SLOT_HEAD_SIZE",
+    "TRAILER_SIZE",
+    "TRANSACTION_SIZE_MAX",
+    "VERSION",
+    "VOID_SIZE",
+    "VOID_TAG",
+    "Entry",
+    "FileHeader",
+    "LoggedRecord",
+    "LoggedTransaction",
+    "Mark",
+    "Reservation",
+    "TransactionHead",
+    "Void",
+    "decode_distance",
+    "decode_entry_head",
+    "decode_file_header",
+    "decode_record",
+    "decode_trailer",
+    "decode_transaction",
+    "encode_file_header",
+    "encode_mark",
+    "encode_record",
+    "encode_reservation",
+    "encode_transaction",
+    "encode_void",
+    "measure_record",
+]
+
+MAGIC: Final = b"\x89DUR\r\n\x1a\n"
+VERSION: Final = 1
+
+# A torn write leaves zeros or nothing where it did not arrive.  Every tag begins, and END_TAG
+# ends, with a byte of many set bits, so that a torn entry never looks like one with a flipped bit.
+TRANSACTION_TAG: Final = b"\xf5TXN"
+MARK_TAG: Final = b"\xf6MRK"
+VOID_TAG: Final = b"\xf9VOD"
+RESERVATION_TAG: Final = b"\xfaOID"
+END_TAG: Final = b"END\xf7"
+
+NOT_SYNCED: Final = 1
+"""The flag of a mark whose transaction was not made durable before it."""
+
+_FILE_HEADER = struct.Struct(">8sII16s16sQQQQQQ4sI")
+_TRANSACTION = struct.Struct(">4sIQQqQQIIIIII")
+_MARK = struct.Struct(">4sIQQQQ4s")
+_SEAL = struct.Struct(">4sIQQQ4s")  # a void or a reservation
+_TRAILER = struct.Struct(">Q4s")
+_DIRECTORY_ENTRY = struct.Struct(">QQI")
+_DISTANCE = struct.Struct(">I")
+_RECORD = struct.Struct(">IQBBHII")
+
+FILE_HEADER_SIZE: Final = _FILE_HEADER.size
+FIXED_SIZE: Final = _TRANSACTION.size
+"""So many bytes from the start of an entry say what it is."""
+MARK_SIZE: Final = _MARK.size
+VOID_SIZE: Final = _SEAL.size
+RESERVATION_SIZE: Final = _SEAL.size
+TRAILER_SIZE: Final = _TRAILER.size
+SLOT_HEAD_SIZE: Final = _DISTANCE.size
+RECORD_HEAD_SIZE: Final = _RECORD.size
+
+CLASS_PICKLE_SIZE_MAX: Final = 0xFFFF
+TRANSACTION_SIZE_MAX: Final = 0xFFFF_FFFF
+
+
+def _crc(file_id: bytes, offset: int, content: bytes) -> int:
+    """The checksum of an entry: it holds in this file and at this offset only."""
+    return zlib.crc32(content, zlib.crc32(offset.to_bytes(8), zlib.crc32(file_id)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileHeader:
+    """The beginning of a file: written once, before the file gets its name."""
+
+    database_id: bytes
+    """16 random bytes, kept by pack and backup."""
+    file_id: bytes
+    """16 random bytes, new for every file."""
+    created_ns: int
+    horizon: Tid = NO_TID
+    """What was before this transaction has been packed away; 0: nothing was."""
+    next_oid: int = 0
+    version: int = VERSION
+    size: int = FILE_HEADER_SIZE
+    features_refuse: int = 0
+    """Who does not know one of these must not open the file."""
+    features_read_only: int = 0
+    """Who does not know one of these may read only."""
+    features_ignore: int = 0
+
+
+def encode_file_header(header: FileHeader) -> bytes:
+    content = _FILE_HEADER.pack(
+        MAGIC,
+        header.version,
+        header.size,
+        header.database_id,
+        header.file_id,
+        header.features_refuse,
+        header.features_read_only,
+        header.features_ignore,
+        header.horizon,
+        header.next_oid,
+        header.created_ns,
+        END_TAG,
+        0,
+    )[:-4]
+    return content + zlib.crc32(content).to_bytes(4)
+
+
+def decode_file_header(content: bytes) -> FileHeader | None:
+    """The header at the start of `content`; None when it is cut off or damaged.
+
+    Later versions keep the first 16 bytes, and that the last 4 are the checksum of the others.
+    """
+    if len(content) < FILE_HEADER_SIZE:
+        return None
+    _, version, size, database_id, file_id, *numbers, _, _ = _FILE_HEADER.unpack_from(content)
+    if not FILE_HEADER_SIZE <= size <= len(content):
+        return None
+    if zlib.crc32(content[: size - 4]) != int.from_bytes(content[size - 4 : size]):
+        return None
+    return FileHeader(
+        database_id=database_id,
+        file_id=file_id,
+        created_ns=numbers[5],
+        horizon=Tid(numbers[3]),
+        next_oid=numbers[4],
+        version=version,
+        size=size,
+        features_refuse=numbers[0],
+        features_read_only=numbers[1],
+        features_ignore=numbers[2],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Makes the transactions before it visible, up to this tid."""
+
+    offset: int
+    tid: Tid
+    flags: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.offset + MARK_SIZE
+
+    @property
+    def synced(self) -> bool:
+        return not self.flags & NOT_SYNCED
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """Seals what lies between `start` and itself: unfinished or refused, and never to be read."""
+
+    offset: int
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + VOID_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Oids below `next_oid` have been handed out."""
+
+    offset: int
+    next_oid: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + RESERVATION_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionHead:
+    """The fixed part of a transaction: enough to know its tid and its extent."""
+
+    offset: int
+    size: int
+    tid: Tid
+    time_ns: int
+    id: int
+    next_oid: int
+    record_count: int
+    user_size: int
+    note_size: int
+    extension_size: int
+    flags: int
+    rest_crc: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+    @property
+    def rest_size(self) -> int:
+        """The size of user, note, extension and directory."""
+        texts = self.user_size + self.note_size + self.extension_size
+        return texts + self.record_count * _DIRECTORY_ENTRY.size
+
+    @property
+    def slots_offset(self) -> int:
+        """Where the first record slot is."""
+        return self.offset + FIXED_SIZE + self.rest_size
+
+
+class DirectoryEntry(NamedTuple):
+    """One record of a transaction, as its directory has it."""
+
+    oid: int
+    slot: int
+    """Where its record slot is."""
+    previous: int
+    """Where the slot of its previous revision is, or 0."""
+    size: int
+    """The bytes of the record, without the head of its slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedTransaction:
+    """A transaction without its records."""
+
+    head: TransactionHead
+    user: str
+    note: str
+    extension: bytes
+    directory: bytes
+
+    @property
+    def offset(self) -> int:
+        return self.head.offset
+
+    @property
+    def end(self) -> int:
+        return self.head.end
+
+    @property
+    def tid(self) -> Tid:
+        return self.head.tid
+
+    @property
+    def oids(self) -> list[Oid]:
+        """What it wrote, ascending."""
+        size = _DIRECTORY_ENTRY.size
+        return [Oid(self.directory[i : i + 8]) for i in range(0, len(self.directory), size)]
+
+    def entries(self) -> Iterator[DirectoryEntry]:
+        slot = self.head.slots_offset
+        for oid, previous, size in _DIRECTORY_ENTRY.iter_unpack(self.directory):
+            yield DirectoryEntry(oid, slot, previous, size)
+            slot += SLOT_HEAD_SIZE + size
+
+    def find_previous(self, oid: Oid) -> int | None:
+        """Where the slot of the revision before this transaction's is (0: there is none).
+
+        None when this transaction has no record of `oid`.
+        """
+        starts = range(0, len(self.directory), _DIRECTORY_ENTRY.size)
+        index = bisect_left(starts, oid, key=lambda start: Oid(self.directory[start : start + 8]))
+        if index == len(starts):
+            return None
+        number, previous, _ = _DIRECTORY_ENTRY.unpack_from(self.directory, starts[index])
+        return previous if number == int.from_bytes(oid) else None
+
+
+Entry = LoggedTransaction | Mark | Void | Reservation
+
+
+def encode_mark(file_id: bytes, mark: Mark) -> bytes:
+    content = _MARK.pack(MARK_TAG, 0, MARK_SIZE, mark.tid, mark.flags, MARK_SIZE, END_TAG)
+    return _with_crc(file_id, mark.offset, content)
+
+
+def encode_void(file_id: bytes, void: Void) -> bytes:
+    back = void.end - void.start
+    content = _SEAL.pack(VOID_TAG, 0, VOID_SIZE, void.start, back, END_TAG)
+    return _with_crc(file_id, void.offset, content)
+
+
+def encode_reservation(file_id: bytes, reservation: Reservation) -> bytes:
+    size = RESERVATION_SIZE
+    content = _SEAL.pack(RESERVATION_TAG, 0, size, reservation.next_oid, size, END_TAG)
+    return _with_crc(file_id, reservation.offset, content)
+
+
+def _with_crc(file_id: bytes, offset: int, content: bytes) -> bytes:
+    crc = _crc(file_id, offset, content[8:-TRAILER_SIZE])
+    return content[:4] + crc.to_bytes(4) + content[8:]
+
+
+def decode_entry_head(
+    file_id: bytes, offset: int, content: bytes
+) -> TransactionHead | Mark | Void | Reservation | None:
+    """What begins at `offset`, where the file has `content` (`FIXED_SIZE` bytes if it can).
+
+    None when there is no valid entry.  Of a transaction the fixed part alone has been checked.
+    """
+    tag = content[:4]
+    entry: Mark | Void | Reservation
+    if tag == TRANSACTION_TAG:
+        return _decode_transaction_head(file_id, offset, content)
+    if tag == MARK_TAG and len(content) >= MARK_SIZE:
+        _, _, _, tid, flags, _, _ = _MARK.unpack_from(content)
+        entry = Mark(offset, Tid(tid), flags)
+        return entry if content.startswith(encode_mark(file_id, entry)) else None
+    if tag == VOID_TAG and len(content) >= VOID_SIZE:
+        entry = Void(offset, _SEAL.unpack_from(content)[3])
+        if not entry.start <= offset:
+            return None
+        return entry if content.startswith(encode_void(file_id, entry)) else None
+    if tag == RESERVATION_TAG and len(content) >= RESERVATION_SIZE:
+        entry = Reservation(offset, _SEAL.unpack_from(content)[3])
+        return entry if content.startswith(encode_reservation(file_id, entry)) else None
+    return None
+
+
+def _decode_transaction_head(file_id: bytes, offset: int, content: bytes) -> TransactionHead | None:
+    if len(content) < FIXED_SIZE:
+        return None
+    _, crc, *numbers = _TRANSACTION.unpack_from(content)
+    if crc != _crc(file_id, offset, content[8:FIXED_SIZE]):
+        return None
+    size, tid, *others = numbers
+    return TransactionHead(offset, size, Tid(tid), *others)
+
+
+def decode_transaction(head: TransactionHead, rest: bytes) -> LoggedTransaction | None:
+    """The transaction with this head; `rest` are the `rest_size` bytes after it.  None: damaged."""
+    if len(rest) != head.rest_size or zlib.crc32(rest) != head.rest_crc:
+        return None
+    note = head.user_size
+    extension = note + head.note_size
+    directory = extension + head.extension_size
+    return LoggedTransaction(
+        head,
+        rest[:note].decode(errors="replace"),
+        rest[note:extension].decode(errors="replace"),
+        rest[extension:directory],
+        rest[directory:],
+    )
+
+
+def encode_transaction(
+    file_id: bytes,
+    offset: int,
+    *,
+    tid: Tid,
+    time_ns: int,
+    id: int,
+    next_oid: int,
+    user: str = "",
+    note: str = "",
+    extension: bytes = b"",
+    records: Sequence[tuple[Oid, int, bytes]],
+) -> bytes:
+    """A transaction to be written at `offset`.
+
+    records: oid, slot of the previous revision (or 0), encoded record; ascending oids.
+    Raises StorageError when it is too large.
+    """
+    texts = [user.encode(), note.encode(), extension]
+    directory = [
+        _DIRECTORY_ENTRY.pack(int.from_bytes(oid), previous, len(record))
+        for oid, previous, record in records
+    ]
+    rest = b"".join([*texts, *directory])
+    distance = FIXED_SIZE + len(rest)
+    slots = []
+    for _, _, record in records:
+        slots += [min(distance, TRANSACTION_SIZE_MAX).to_bytes(SLOT_HEAD_SIZE), record]
+        distance += SLOT_HEAD_SIZE + len(record)
+    size = distance + TRAILER_SIZE
+    if size > TRANSACTION_SIZE_MAX:
+        raise StorageError(
+            f"the transaction takes {size} bytes, and {TRANSACTION_SIZE_MAX} is the most: commit "
+            "more often"
+        )
+    fixed = _TRANSACTION.pack(
+        TRANSACTION_TAG,
+        0,
+        size,
+        tid,
+        time_ns,
+        id,
+        next_oid,
+        len(records),
+        *map(len, texts),
+        0,
+        zlib.crc32(rest),
+    )
+    crc = _crc(file_id, offset, fixed[8:])
+    trailer = _TRAILER.pack(size, END_TAG)
+    return b"".join([fixed[:4], crc.to_bytes(4), fixed[8:], rest, *slots, trailer])
+
+
+def decode_trailer(content: bytes) -> int | None:
+    """How long the entry is that ends with these `TRAILER_SIZE` bytes; None if it is no end."""
+    if len(content) != TRAILER_SIZE:
+        return None
+    size, tag = _TRAILER.unpack(content)
+    return size if tag == END_TAG else None
+
+
+class LoggedRecord(NamedTuple):
+    """A record with what the file says of it."""
+
+    oid: Oid
+    codec: int
+    kind: int
+    record: Record
+
+
+def encode_record(oid: Oid, record: Record) -> bytes:
+    """The record as it is stored, good at any place; UnstorableError when it is too large."""
+    number = int.from_bytes(oid)
+    class_pickle, state, refs = record
+    if len(class_pickle) > CLASS_PICKLE_SIZE_MAX or len(state) > TRANSACTION_SIZE_MAX:
+        raise UnstorableError(
+            f"the object with oid {number} is too large: its class pickle has {len(class_pickle)} "
+            f"bytes ({CLASS_PICKLE_SIZE_MAX} at most), its state {len(state)} bytes "
+            f"({TRANSACTION_SIZE_MAX} at most)"
+        )
+    if len(oid) != 8 or len(refs) % 8:
+        raise ValueError(f"an oid has 8 bytes: oid {oid!r}, {len(refs)} bytes of references")
+    head = _RECORD.pack(0, number, 0, 0, len(class_pickle), len(refs) // 8, len(state))
+    content = b"".join([head[4:], class_pickle, refs, state])
+    return zlib.crc32(content).to_bytes(4) + content
+
+
+def measure_record(head: bytes) -> int | None:
+    """The size of the record that begins with `head`; None when it is cut off."""
+    if len(head) < RECORD_HEAD_SIZE:
+        return None
+    _, _, _, _, class_size, ref_count, state_size = _RECORD.unpack_from(head)
+    size: int = RECORD_HEAD_SIZE + class_size + 8 * ref_count + state_size
+    return size
+
+
+def decode_record(content: bytes) -> LoggedRecord | None:
+    """The record that `content` is, to the byte; None when it is damaged."""
+    if len(content) != measure_record(content):
+        return None
+    crc, _, codec, kind, class_size, ref_count, _ = _RECORD.unpack_from(content)
+    if crc != zlib.crc32(memoryview(content)[4:]):
+        return None
+    refs = RECORD_HEAD_SIZE + class_size
+    state = refs + 8 * ref_count
+    record = Record(content[RECORD_HEAD_SIZE:refs], content[state:], content[refs:state])
+    return LoggedRecord(Oid(content[4:12]), codec, kind, record)
+
+
+def decode_distance(content: bytes) -> int:
+    """How far the slot that begins with `content` is from the start of its transaction."""
+    distance: int = _DISTANCE.unpack_from(content)[0]
+    return distance

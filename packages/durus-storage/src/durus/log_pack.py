@@ -1,0 +1,103 @@
+"""Pack: copy what can be reached from the root into a new file.
+
+`FileStorage.pack` calls it, and puts the new file in the old one's place.  Invariants: transactions
+keep their tids, ids, times, users, notes and order; records are copied byte for byte; the newest
+transaction is always kept, so that tids and the next oid go on from where they were.
+"""
+
+import time
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from durus.interfaces import ROOT_OID, Oid, Tid
+from durus.log import Log
+from durus.log_file import LogFile
+from durus.log_format import (
+    FileHeader,
+    LoggedTransaction,
+    Mark,
+    encode_file_header,
+    encode_mark,
+    encode_transaction,
+)
+from durus.record import split_oids
+
+__all__ = ["read_transactions", "write_packed"]
+
+_MARK_INTERVAL: Final = 64
+"""So many transactions share a mark: who opens the file holds what is unmarked in memory."""
+
+
+def read_transactions(
+    log: Log, start: Tid | None = None, stop: Tid | None = None
+) -> Iterator[LoggedTransaction]:
+    """The visible transactions with start <= tid < stop, oldest first."""
+    offsets = array("Q")
+    for head in log.walk_back():
+        if start is not None and head.tid < start:
+            break
+        if stop is None or head.tid < stop:
+            offsets.append(head.offset)
+    for offset in reversed(offsets):
+        yield log.read_visible(offset)
+
+
+def _find_reachable(log: Log) -> set[Oid]:
+    reachable: set[Oid] = set()
+    todo = [ROOT_OID]
+    while todo:
+        oid = todo.pop()
+        if oid in reachable:
+            continue
+        revision = log.load(oid, log.tid)
+        if revision is not None:  # a reference to nothing stays one
+            reachable.add(oid)
+            todo.extend(split_oids(revision.record.refs))
+    return reachable
+
+
+def write_packed(log: Log, file: LogFile, file_id: bytes) -> None:
+    """Write the packed copy of a log, its tail settled, to an empty file; durable on return.
+
+    Raises CorruptionError when something that must be copied is damaged, and OSError.
+    """
+    reachable = _find_reachable(log)
+    header = FileHeader(
+        database_id=log.header.database_id,
+        file_id=file_id,
+        created_ns=time.time_ns(),
+        horizon=log.tid,
+        next_oid=log.next_oid,
+    )
+    file.append(encode_file_header(header))
+    offset = header.size
+    unmarked = 0
+    for transaction in read_transactions(log):
+        records = []
+        for entry in transaction.entries():
+            oid = Oid(entry.oid.to_bytes(8))
+            if oid in reachable and log.index.find(oid) == entry.slot:
+                records.append((oid, 0, log.copy_record(entry.slot, oid)))
+        newest = transaction.tid == log.tid
+        if records or newest:
+            content = encode_transaction(
+                file_id,
+                offset,
+                tid=transaction.tid,
+                time_ns=transaction.head.time_ns,
+                id=transaction.head.id,
+                next_oid=transaction.head.next_oid,
+                user=transaction.user,
+                note=transaction.note,
+                extension=transaction.extension,
+                records=records,
+            )
+            unmarked += 1
+            if newest or unmarked == _MARK_INTERVAL:
+                mark = Mark(offset + len(content), transaction.tid)
+                content += encode_mark(file_id, mark)
+                unmarked = 0
+            file.append(content)
+            offset += len(content)
+    file.sync()

@@ -1,0 +1,173 @@
+"""Verify: read a whole log file, and report everything in it that is not as it must be.
+
+Nothing is taken on trust, and nothing ends the walk: after damage it goes on at the next mark.  It
+shares the decoding with `log`, but neither its scanner nor its index.  An unfinished tail is no
+finding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from durus.error import StorageError, format_oid
+from durus.interfaces import NO_TID, Oid, Tid
+from durus.log import Log
+from durus.log_file import LogFile, OperatingSystem, System
+from durus.log_format import (
+    SLOT_HEAD_SIZE,
+    TRAILER_SIZE,
+    LoggedTransaction,
+    Mark,
+    Reservation,
+    Void,
+    decode_distance,
+    decode_record,
+)
+from durus.record import split_oids
+
+__all__ = ["Finding", "verify_file"]
+
+
+class Finding(NamedTuple):
+    """Something that is wrong, and where: offset in the file, tid, oid, as far as known."""
+
+    offset: int
+    tid: Tid | None
+    oid: Oid | None
+    problem: str
+
+    def __str__(self) -> str:
+        tid = "" if self.tid is None else f", tid {self.tid}"
+        oid = "" if self.oid is None else f", oid {format_oid(self.oid)}"
+        return f"offset {self.offset}{tid}{oid}: {self.problem}"
+
+
+def verify_file(path: str, system: System | None = None) -> Iterator[Finding]:
+    """Yield what is wrong with a log file; nothing if it is sound.  It is only read.
+
+    Raises StorageError when it is no log file, or its header is damaged; OSError.
+    """
+    system = OperatingSystem() if system is None else system
+    file = LogFile(system, path, system.open(path, writable=False))
+    yield from _Walk(Log(file, scan=False)).run()
+
+
+@dataclass(slots=True)
+class _Walk:
+    log: Log
+    tid: Tid = NO_TID
+    next_oid: int = 0
+    pending: list[LoggedTransaction] = field(default_factory=list)
+    visible: list[int] = field(default_factory=list)
+    """The offsets of the visible transactions."""
+    newest: dict[int, int] = field(default_factory=dict)
+    """Where the slot of the newest revision of an oid is."""
+
+    def run(self) -> Iterator[Finding]:
+        log = self.log
+        self.next_oid = log.header.next_oid
+        size = log.file.status().size
+        position = log.header.size
+        damaged = False
+        while position < size:
+            entry = log.read_entry(position, size) or self._find_seal(position, size)
+            if entry is None:
+                entry = next(log.search(position + 1, size), None)
+                if entry is None:
+                    break  # an unfinished tail
+                damaged = True
+                yield Finding(position, None, None, "the entry is damaged")
+            match entry:
+                case LoggedTransaction():
+                    self.pending.append(entry)
+                case Void():
+                    self.pending = [t for t in self.pending if t.offset < entry.start]
+                case Reservation():
+                    self.next_oid = max(self.next_oid, entry.next_oid)
+                case Mark():
+                    for transaction in self.pending:
+                        yield from self._check_transaction(transaction, complete=not damaged)
+                    self.pending = []
+                    if entry.tid != self.tid and not damaged:
+                        yield Finding(position, entry.tid, None, "a mark for another transaction")
+                    self.tid = max(self.tid, entry.tid)
+            position = entry.end
+        yield from self._check_refs()
+        if not damaged:
+            yield from self._check_scan()
+
+    def _find_seal(self, position: int, size: int) -> Void | None:
+        for entry in self.log.search(position + 1, size):
+            if isinstance(entry, Void):
+                if entry.start <= position:
+                    return entry
+            elif entry.synced:
+                return None
+        return None
+
+    def _check_transaction(
+        self, transaction: LoggedTransaction, *, complete: bool
+    ) -> Iterator[Finding]:
+        tid = transaction.tid
+        if tid <= self.tid:
+            yield Finding(transaction.offset, tid, None, "the tid is not larger than the last one")
+        self.tid = tid
+        self.visible.append(transaction.offset)
+        last_oid = -1
+        slot = transaction.head.slots_offset
+        for entry in transaction.entries():
+            oid = Oid(entry.oid.to_bytes(8))
+            for problem in self._check_record(transaction, slot, entry.oid, entry.size):
+                yield Finding(slot, tid, oid, problem)
+            if entry.oid <= last_oid:
+                yield Finding(slot, tid, oid, "the oids in the directory do not ascend")
+            if complete and entry.previous != self.newest.get(entry.oid, 0):
+                yield Finding(slot, tid, oid, "the directory names a wrong previous revision")
+            last_oid = entry.oid
+            self.newest[entry.oid] = slot
+            slot += SLOT_HEAD_SIZE + entry.size
+        if slot + TRAILER_SIZE != transaction.end:
+            yield Finding(slot, tid, None, "the records do not fill the transaction")
+        if transaction.head.next_oid <= last_oid or transaction.head.next_oid < self.next_oid:
+            yield Finding(transaction.offset, tid, None, "the next oid is too small")
+        self.next_oid = max(self.next_oid, transaction.head.next_oid)
+
+    def _check_record(
+        self, transaction: LoggedTransaction, slot: int, oid: int, size: int
+    ) -> Iterator[str]:
+        content = self.log.file.read(slot, SLOT_HEAD_SIZE + size)
+        stored = decode_record(content[SLOT_HEAD_SIZE:])
+        if stored is None:
+            yield "the record is damaged"
+            return
+        if int.from_bytes(stored.oid) != oid:
+            yield f"this is the record of oid {format_oid(stored.oid)}"
+        if decode_distance(content) != slot - transaction.offset:
+            yield "the slot does not lead to its transaction"
+        refs = split_oids(stored.record.refs)
+        if refs != sorted(set(refs)):
+            yield "the references do not ascend"
+
+    def _check_refs(self) -> Iterator[Finding]:
+        """Does every newest revision refer to objects that are there?"""
+        for number, slot in self.newest.items():
+            oid = Oid(number.to_bytes(8))
+            try:
+                revision = self.log.read_revision(slot, oid)
+            except StorageError:
+                continue  # reported before, or written by a newer release
+            for ref in split_oids(revision.record.refs):
+                if int.from_bytes(ref) not in self.newest:
+                    problem = f"it refers to oid {format_oid(ref)}, which does not exist"
+                    yield Finding(slot, revision.tid, oid, problem)
+
+    def _check_scan(self) -> Iterator[Finding]:
+        """Does what `Log` sees, forwards and backwards, agree with this walk?"""
+        try:
+            self.log.catch_up()
+            offsets = [head.offset for head in self.log.walk_back()]
+        except StorageError as error:
+            yield Finding(getattr(error, "offset", 0), None, None, str(error))
+            return
+        if offsets[::-1] != self.visible:
+            yield Finding(self.log.end, None, None, "walking backwards finds other transactions")

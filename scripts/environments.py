@@ -1,0 +1,81 @@
+"""Virtual environments, for checks that need what is installed to be really installed.
+
+Used by `scripts.oldest_layers` and by the integration tests.  Nothing of the environment that
+runs them can be seen from inside, unless `lend_tools` is called.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["CommandFailedError", "Environment", "make_environment", "run"]
+
+
+class CommandFailedError(Exception):
+    """A command that had to succeed did not; says what it printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A virtual environment: Python, and what was installed into it."""
+
+    python: Path
+
+    def pip(self, *arguments: str | Path) -> str:
+        """Run pip on this environment; what it printed."""
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        return run(*pip, "--python", self.python, *arguments).stdout
+
+    def install(self, wheels: Path, *names: str, options: tuple[str, ...] = ()) -> None:
+        """Install from a folder of wheels, and from nowhere else."""
+        self.pip("install", "--no-index", "--find-links", wheels, *options, *names)
+
+    def run(
+        self, *arguments: str | Path, folder: Path | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run its Python."""
+        return run(self.python, *arguments, folder=folder, check=check)
+
+    def lend_tools(self) -> None:
+        """Make what is installed here (pytest and so on) importable there.
+
+        The editable installs of our own packages are not lent: they are .pth files, which are
+        not read in a folder that was itself added by a .pth file.
+        """
+        place = self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
+        borrowed = Path(place.strip(), "borrowed.pth")
+        borrowed.write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+
+    def import_error(self, module: str) -> str:
+        """The message of the ImportError that importing `module` raises, or ''."""
+        code = (
+            "import importlib\n"
+            f"try: importlib.import_module({module!r})\n"
+            "except ImportError as error: print(error)"
+        )
+        return self.run("-c", code).stdout.strip()
+
+
+def make_environment(folder: Path) -> Environment:
+    """Make an environment without anything in it, not even pip."""
+    venv.create(folder, symlinks=os.name != "nt")
+    return Environment(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def run(
+    *command: str | Path, folder: Path | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; with `check`, CommandFailedError when it fails."""
+    hidden = {"PYTHONPATH", "PIP_QUIET"}  # what is asked of pip here is its answer
+    environment = {name: os.environ[name] for name in os.environ.keys() - hidden}
+    finished = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if check and finished.returncode != 0:
+        shown = " ".join(map(str, command))
+        raise CommandFailedError(f"{shown}\n{finished.stdout}{finished.stderr}")
+    return finished

@@ -1,0 +1,58 @@
+"""What the integration tests share: our wheels, and Durus 4.3.  Each is built once for a run."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.distributions import read_distributions
+from scripts.environments import make_environment, run
+from scripts.wheels import build
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheels of all our distributions, each built from its sdist."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for distribution in read_distributions().values():
+        sdist, _ = build(distribution.folder, folder)
+        sdist.unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def durus43_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of Durus 4.3, as its authors published it."""
+    folder = tmp_path_factory.mktemp("durus43_sdist")
+    _fetch("download", "--no-deps", "--no-binary", "durus", "--dest", folder, "durus==4.3")
+    (sdist,) = folder.iterdir()
+    return sdist
+
+
+@pytest.fixture(scope="session")
+def durus43_wheel(durus43_sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of Durus 4.3, built from its source distribution (with a C compiler)."""
+    folder = tmp_path_factory.mktemp("durus43_wheel")
+    _fetch("wheel", "--no-deps", "--wheel-dir", folder, durus43_sdist)
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def durus43_python(durus43_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has Durus 4.3 in it, and nothing else."""
+    environment = make_environment(tmp_path_factory.mktemp("durus43"))
+    environment.pip("install", "--no-index", durus43_wheel)
+    return environment.python
+
+
+def _fetch(*arguments: str | Path) -> None:
+    """Run pip where it needs a package index: without one, skip; but never in CI."""
+    pip = ["-m", "pip", "--disable-pip-version-check", "--quiet"]
+    finished = run(sys.executable, *pip, *arguments, check=False)
+    if finished.returncode != 0:
+        reason = f"Durus 4.3 cannot be fetched and built: pip says {finished.stderr.strip()}"
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
