@@ -12,6 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from scripts.distributions import Distribution
 from scripts.environments import run
@@ -70,7 +71,5 @@ def find_wheel_faults(wheel: Path, distribution: Distribution) -> list[str]:
 
 
 def _is_one_major(specifiers: SpecifierSet) -> bool:
-    bounds = {specifier.operator: specifier.version for specifier in specifiers}
-    if set(bounds) != {">=", "<"}:
-        return False
-    return int(bounds["<"]) == int(bounds[">="].partition(".")[0]) + 1
+    bounds = {specifier.operator: Version(specifier.version) for specifier in specifiers}
+    return set(bounds) == {">=", "<"} and bounds["<"] == Version(str(bounds[">="].major + 1))

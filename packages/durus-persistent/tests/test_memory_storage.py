@@ -67,6 +67,16 @@ def test_changes_and_ids_are_still_known_after_a_pack(storage: MemoryStorage) ->
     assert storage.find(transaction.id) == tid
 
 
+def test_every_transaction_that_is_listed_can_be_viewed(storage: MemoryStorage) -> None:
+    create(storage, 1)
+    storage.pack()
+    packed = storage.tid
+    later = commit(storage, {ROOT_OID: make_record(1)}).tid
+    assert [transaction.tid for transaction in storage.transactions()] == [packed, later]
+    for tid in (packed, later):
+        assert storage.snapshot(tid).tid == tid
+
+
 def test_very_many_changes_before_a_pack_are_unknown_after_it(storage: MemoryStorage) -> None:
     (a,) = create(storage, 1)
     since = storage.tid

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from weakref import WeakValueDictionary
 
-from durus import interfaces
+from durus import interfaces, serialize
 from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
@@ -123,9 +123,7 @@ class ClassicAdapter:
         that are referred to newly and are not written along.  References that stood there
         before are not checked: databases of 4.x may have dangling ones.
         """
-        from durus import serialize  # its users may change the switch
-
-        compress = serialize.WRITE_COMPRESSED_STATE_PICKLES
+        compress = serialize.WRITE_COMPRESSED_STATE_PICKLES  # asked each time: users may set it
         writes = transaction.writes
         since = transaction.snapshot_tid
         with self._lock:

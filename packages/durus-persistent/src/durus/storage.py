@@ -1,4 +1,4 @@
-"""Storages as programs name them: the classic base class, memory, opening by URI, the census.
+"""Storages as programs name them: the classic base class, memory, and what counts objects.
 
 `Storage` is the base class that programs written for Durus 4.x subclass; it serves one caller.
 The storages of Durus 5 implement `durus.interfaces.Storage` instead, and `ClassicCalls` gives them
@@ -14,10 +14,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from operator import attrgetter
-from typing import Final, cast
-from urllib.parse import unquote, urlsplit
 
 from durus import interfaces
 from durus.error import (
@@ -37,10 +34,10 @@ from durus.interfaces import (
     Oid,
     Record,
     Revision,
-    StorageOpener,
     Tid,
     Transaction,
 )
+from durus.opening import open_storage
 from durus.record import (
     extract_class_name,
     record_from_classic,
@@ -500,55 +497,6 @@ def get_reference_index(storage: Storage | interfaces.Storage) -> dict[bytes, li
         for ref in split_oids(unpack_record(record)[2]):
             index.setdefault(ref, []).append(oid)
     return index
-
-
-# Opening by URI.
-
-_DISTRIBUTIONS: Final = {
-    "file": "durus-storage",
-    "sqlite": "durus-storage",
-    "memory": "durus-persistent",
-    "durus": "durus-net",
-    "durus+tls": "durus-net",
-    "durus+unix": "durus-net",
-}
-"""Where the schemes are that we know of; others register more."""
-
-
-def open_storage(
-    uri: str | os.PathLike[str], *, readonly: bool = False, create: bool = True
-) -> interfaces.Storage:
-    """Open the storage that a path or URI names.
-
-    A path, `memory:`, `sqlite:///path`, `durus://host:2972`, `durus+tls://host`,
-    `durus+unix:///path`, or what other distributions register in the entry point group
-    `durus.storages`.  A path-like object is always a path; a string is one unless it begins with a
-    known scheme or contains `://`.
-
-    create: whether a database that is not there is made.
-    Raises StorageOpenError, and other errors of its kind, when it cannot be opened.
-    """
-    openers = {entry.name: entry for entry in entry_points(group="durus.storages")}
-    known = {*openers, *_DISTRIBUTIONS}
-    name = os.fspath(uri)
-    scheme, colon, rest = name.partition(":")
-    if isinstance(uri, os.PathLike) or not (colon and (scheme in known or rest[:2] == "//")):
-        scheme = "file"
-    elif scheme == "file":
-        name = unquote(urlsplit(name).path)
-    if scheme in openers:
-        opener = cast(StorageOpener, openers[scheme].load())
-        return opener(name, readonly=readonly, create=create)
-    if scheme in _DISTRIBUTIONS:
-        distribution = _DISTRIBUTIONS[scheme]
-        raise StorageOpenError(
-            name,
-            f"storages of the kind {scheme!r} are in the distribution {distribution}, which is "
-            f"not installed.  Install it: python -m pip install {distribution}",
-        )
-    raise StorageOpenError(
-        name, f"there is no storage for {scheme!r}; those known are {', '.join(sorted(known))}"
-    )
 
 
 def open_memory(uri: str, *, readonly: bool, create: bool) -> MemoryStorage:

@@ -133,6 +133,8 @@ class FileStorage(ClassicCalls):
         if create and not readonly:
             _create_missing(self._system, self._path)
         self._log: Log | None = self._open()
+        self._last_tid = NO_TID
+        """What `tid` says after close()."""
         self._directory_synced = False
         self._spare_oids = range(0)
         self._oid_batch = _OID_BATCH_MIN
@@ -172,12 +174,14 @@ class FileStorage(ClassicCalls):
 
     @property
     def tid(self) -> Tid:
-        return self._check_open().tid
+        log = self._log
+        return self._last_tid if log is None else log.tid
 
     def close(self) -> None:
         """Give the lock up; open snapshots end, too.  A temporary file is removed."""
         with self._lock:
             log, self._log = self._log, None
+            self._last_tid = self.tid if log is None else log.tid
             # A forked child has the same lock: unlocking there would take it from the parent.
             if log is not None and not self._readonly and os.getpid() == self._pid:
                 log.file.unlock()
