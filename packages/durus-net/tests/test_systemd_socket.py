@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from durus.error import StorageError
 from durus.systemd_socket import get_systemd_socket, sd_listen_fds
 

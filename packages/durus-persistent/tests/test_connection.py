@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from durus.btree import BTree
 from durus.connection import (
     ROOT_OID,

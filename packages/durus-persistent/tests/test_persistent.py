@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import pytest
+
 from durus.connection import Connection
 from durus.error import DurusError
 from durus.persistent import (

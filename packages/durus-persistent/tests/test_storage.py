@@ -239,5 +239,5 @@ def test_what_is_missing_is_named_with_its_distribution(tmp_path: Path) -> None:
         ("StorageOpenError /a b", "file"),
     ]
     lines = result.stdout.splitlines()
-    assert "python -m pip install durus-storage" in lines[0]
-    assert "python -m pip install durus-net" in lines[7]
+    assert "python -m pip install --upgrade durus-storage" in lines[0]
+    assert "python -m pip install --upgrade durus-net" in lines[7]

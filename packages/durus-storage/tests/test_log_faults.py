@@ -227,6 +227,31 @@ def test_a_commit_is_durable_before_its_mark_is_written(tmp_path: Path) -> None:
             assert system.calls == [*first, "transaction", "sync", "mark"]
 
 
+def test_a_failed_sync_is_sealed_for_certain_before_it_is_reported(tmp_path: Path) -> None:
+    class FailsOnce(OperatingSystem):
+        calls: list[str] | None = None
+
+        def append(self, fd: int, content: bytes | memoryview) -> int:
+            if self.calls is not None:
+                self.calls.append("append")
+            return super().append(fd, content)
+
+        def sync(self, fd: int) -> None:
+            if self.calls is not None:
+                self.calls.append("sync")
+                if self.calls.count("sync") == 1:
+                    raise OSError(errno.EIO, "sync failed")
+            super().sync(fd)
+
+    system = FailsOnce()
+    with closing(FileStorage(tmp_path / "file", system=system)) as storage:
+        (a,) = create(storage, 1)
+        system.calls = []
+        with pytest.raises(StorageError, match="was not committed"):
+            commit(storage, {a: make_record("lost")})
+        assert system.calls == ["append", "sync", "append", "append", "sync"]
+
+
 def test_a_full_disk_leaves_everything_usable_until_there_is_room(tmp_path: Path) -> None:
     system = FaultySystem(0.5, names="append", repeats=True)
     path = tmp_path / "file"
@@ -336,12 +361,12 @@ def test_a_pack_fails_at_any_step(tmp_path: Path, kept: float, repeats: bool) ->
         assert list(verify_file(str(path))) == []
 
 
-def test_a_read_that_fails_names_the_object(tmp_path: Path) -> None:
+def test_a_read_that_fails_names_the_place(tmp_path: Path) -> None:
     system = FaultySystem(names="read")
     with closing(FileStorage(tmp_path / "file", system=system)) as storage:
         (a,) = create(storage, 1)
         with closing(storage.snapshot()) as snapshot:
             system.fail_at(1)
-            with pytest.raises(StorageError, match="oid 1 cannot be read"):
+            with pytest.raises(StorageError, match="cannot be read at offset"):
                 snapshot.load(a)
             assert value_of(snapshot.load(a).record) == 0

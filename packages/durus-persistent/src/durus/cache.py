@@ -122,8 +122,8 @@ class Cache:
         """
         obj = self.objects.get(oid)
         if obj is not None and obj.__class__ is cls:
-            return obj  # type: ignore[return-value]  # just checked, more strictly than isinstance
-        ghost: P = PersistentBase.__new__(cls)  # type: ignore[assignment]  # what __new__ makes
+            return obj
+        ghost: P = PersistentBase.__new__(cls)
         _setattribute(ghost, "_p_oid", oid)
         _setattribute(ghost, "_p_connection", connection)
         _setattribute(ghost, "_p_status", GHOST)

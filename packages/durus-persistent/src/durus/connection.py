@@ -18,13 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
-from durus.classic import as_storage
-from durus.persistent_dict import PersistentDict
-from durus.policy import LoadingPolicy, MissingObject
-from durus.storage import Storage as ClassicStorage
-from durus.storage import open_storage
-
 from durus.cache import Cache, ObjectDictionary, ReferenceContainer
+from durus.classic import as_storage
 from durus.error import (
     CommitOutcomeUnknownError,
     DurusKeyError,
@@ -32,6 +27,7 @@ from durus.error import (
     ReadOnlyError,
     StorageError,
     WriteConflictError,
+    WrongClassError,
 )
 from durus.interfaces import (
     ROOT_OID,
@@ -49,7 +45,11 @@ from durus.persistent import (
     PersistentObject,
     _setattribute,
 )
+from durus.persistent_dict import PersistentDict
+from durus.policy import LoadingPolicy, MissingObject
 from durus.serialize import ObjectReader, ObjectWriter
+from durus.storage import Storage as ClassicStorage
+from durus.storage import open_storage
 from durus.view import View
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ class Connection(ConnectionBase, Generic[R]):
           opened itself it closes with `close()`.
         cache_size: the number of objects that the cache aims at.
         root_class: the class of the root object, by default PersistentDict.  If there is no root
-          yet, one is made by calling it; if there is one of another class, TypeError.
+          yet, one is made by calling it; if there is one of another class,
+          WrongClassError.
         allow: packages, modules or names of which records may make objects; see docs/security.md.
         aliases: {"old.Old": "new.New"} for classes that were renamed.
         import_classes: whether records may import the modules of their classes, as in 4.x.
@@ -217,7 +218,7 @@ class Connection(ConnectionBase, Generic[R]):
         """The object with this oid (8 bytes, or a number).
 
         Without `cls`: None when there is no such object.  With it: the object, typed;
-        DurusKeyError when there is none, TypeError when it is of another class.
+        DurusKeyError when there is none, WrongClassError when it is of another class.
         """
         key = Oid(oid.to_bytes(8, "big")) if isinstance(oid, int) else Oid(bytes(oid))
         obj = self.cache.get(key)
@@ -230,7 +231,9 @@ class Connection(ConnectionBase, Generic[R]):
                 return None
             obj = self._instance(key, revision)
         if cls is not None and not isinstance(obj, cls):
-            raise TypeError(f"<{obj._p_identity()}> is no {cls.__module__}.{cls.__qualname__}")
+            raise WrongClassError(
+                f"<{obj._p_identity()}> is no {cls.__module__}.{cls.__qualname__}"
+            )
         return obj
 
     def __getitem__(self, oid: bytes | int) -> PersistentObject | None:
@@ -309,7 +312,7 @@ class Connection(ConnectionBase, Generic[R]):
         """Commit these objects and the new ones that they lead to."""
         if self._storage.readonly:
             raise ReadOnlyError(f"{self.storage} is open read-only; abort() gives the changes up")
-        writer = ObjectWriter(self)
+        writer = ObjectWriter(self, self.reader.policy)
         written: list[PersistentObject] = []
         writes: dict[Oid, Record] = {}
         try:
@@ -407,7 +410,7 @@ class Connection(ConnectionBase, Generic[R]):
                 self._begin()
             root = self.get(ROOT_OID)
         if cls is not None and type(root) is not cls:
-            raise TypeError(
+            raise WrongClassError(
                 f"the root of {self.storage} is a {type(root).__module__}."
                 f"{type(root).__qualname__}, not a {cls.__module__}.{cls.__qualname__}"
             )

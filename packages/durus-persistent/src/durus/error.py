@@ -12,6 +12,7 @@ Each says what happened, to which object or where in which file, and what to do 
         ForeignReferenceError          it belongs to another connection
         ClassNotAllowedError           its record names something that must not be loaded
         MissingClassError              its class cannot be found
+        WrongClassError                it is of another class than was asked for
       StorageError                   something is wrong with a storage
         DanglingReferenceError         a commit refers to an object that does not exist
         CommitOutcomeUnknownError      the commit may or may not have happened
@@ -61,6 +62,7 @@ __all__ = [
     "UnstorableError",
     "UnsupportedFormatError",
     "WriteConflictError",
+    "WrongClassError",
 ]
 
 
@@ -133,6 +135,10 @@ class MissingClassError(ObjectError):
     """The class of an object cannot be found; the rest of the database stays usable."""
 
 
+class WrongClassError(ObjectError, TypeError):
+    """An object, perhaps the root, is of another class than was asked for."""
+
+
 class StorageError(DurusError):
     """Something is wrong with a storage."""
 
@@ -161,7 +167,7 @@ class CommitOutcomeUnknownError(StorageError):
     def __str__(self) -> str:
         return (
             f"it is not known whether transaction {self.transaction_id:016x} was committed: "
-            f"{self.args[1]}.  The storage's find() will tell"
+            f"{self.args[1]}.  find() of a storage that keeps history will tell"
         )
 
 

@@ -54,7 +54,7 @@ def open_storage(
         raise StorageOpenError(
             name,
             f"storages of the kind {scheme!r} are in the distribution {distribution}, which is "
-            f"not installed.  Install it: python -m pip install {distribution}",
+            f"not installed or too old: python -m pip install --upgrade {distribution}",
         )
     raise StorageOpenError(
         name, f"there is no storage for {scheme!r}; those known are {', '.join(sorted(known))}"

@@ -77,10 +77,13 @@ class ConnectionBase:
 
     transaction_serial: int
 
-    def __new__(cls, *args: object, **kwargs: object) -> "ConnectionBase":
-        connection = object.__new__(cls)
-        connection.transaction_serial = 1
-        return connection
+    # Hidden from type checkers, which take the result for what the constructor returns.
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args, **kwargs):
+            connection = object.__new__(cls)
+            connection.transaction_serial = 1
+            return connection
 
 
 class ObjectConnection(Protocol):
@@ -109,17 +112,18 @@ class PersistentBase:
     _p_oid: Oid | None
     _p_tid: Tid | None
 
-    def __new__(cls, *args: object, **kwargs: object) -> "PersistentBase":
-        obj = object.__new__(cls)
-        _setattribute(obj, "_p_status", UNSAVED)
-        _setattribute(obj, "_p_serial", 0)
-        _setattribute(obj, "_p_connection", None)
-        _setattribute(obj, "_p_oid", None)
-        _setattribute(obj, "_p_tid", None)
-        return obj
-
-    # Hidden from type checkers, which otherwise accept every misspelt attribute.
+    # Hidden from type checkers: __new__ because they take its result for what a constructor
+    # returns, the others because with them every misspelt attribute is accepted.
     if not TYPE_CHECKING:
+
+        def __new__(cls, *args, **kwargs):
+            obj = object.__new__(cls)
+            _setattribute(obj, "_p_status", UNSAVED)
+            _setattribute(obj, "_p_serial", 0)
+            _setattribute(obj, "_p_connection", None)
+            _setattribute(obj, "_p_oid", None)
+            _setattribute(obj, "_p_tid", None)
+            return obj
 
         def __getattribute__(self, name):
             if name[:3] != "_p_" and name not in _GHOST_SAFE_NAMES:

@@ -10,21 +10,19 @@ it leaves the container as it was; and an operation that raises has changed noth
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, MutableMapping
 from copy import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, cast, overload
 
 from durus.error import DurusError
 from durus.persistent import PersistentObject, repr_items
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsKeysAndGetItem
 
 __all__ = ["PersistentDict"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsKeysAndGetItem
-
-    _Items: TypeAlias = "SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]"
 
 MISSING: Final[Any] = object()
 
@@ -81,10 +79,15 @@ class PersistentDict(PersistentMapping[K, V]):
     @overload
     def __init__(self: "PersistentDict[str, T]", /, **items: T) -> None: ...
     @overload
-    def __init__(self, other: "_Items[K, V]", /) -> None: ...
+    def __init__(self, other: "SupportsKeysAndGetItem[K, V]", /) -> None: ...
+    @overload
+    def __init__(self, other: Iterable[tuple[K, V]], /) -> None: ...
     @overload
     def __init__(
-        self: "PersistentDict[str, T]", other: "_Items[str, T]", /, **items: T
+        self: "PersistentDict[str, T]",
+        other: "SupportsKeysAndGetItem[str, T] | Iterable[tuple[str, T]]",
+        /,
+        **items: T,
     ) -> None: ...
     def __init__(self: Any, other: Any = (), /, **items: Any) -> None:
         self.data = dict(other, **items)

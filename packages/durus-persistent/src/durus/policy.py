@@ -391,6 +391,8 @@ class LoadingPolicy:
         self._packages = {"__main__"}
         self._found: dict[tuple[str, str, bool], object] = {}
         self._missing: dict[tuple[str, str], type[MissingObject]] = {}
+        self.known_loadable: set[object] = set()
+        """Types and functions of which the writer knows that they can be loaded again."""
 
     def load_class(self, class_pickle: bytes, oid: Oid) -> type[PersistentObject]:
         """The class of a record; a subclass of `MissingObject` if it cannot be found.

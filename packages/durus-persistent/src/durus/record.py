@@ -8,7 +8,8 @@ is made to by putting the class pickle in front of it, with POP in the place of 
 
     class pickle without STOP | 0 | state pickle
 
-which leaves the memo filled and the stack empty.  Going back, that front is taken off again.
+which leaves the memo filled and the stack empty.  Going back, that front is taken off again.  A
+class pickle that memoizes nothing, as ours, needs none.
 """
 
 import pickletools
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 # PROTO 2, GLOBAL module name, perhaps BINPUT into the memo, STOP: what 4.3 writes for a class.
-_CLASS_PICKLE = re.compile(rb"\x80\x02c[^\n]+\n[^\n]+\n(?:q.)?\.", re.DOTALL)
+_CLASS_PICKLE = re.compile(rb"\x80\x02c[^\n]+\n[^\n]+\n(q.)?\.", re.DOTALL)
 _ZLIB_START = 0x78
 _POP = b"0"
 
@@ -74,10 +75,11 @@ def split_record(data: bytes) -> Record:
     match = _CLASS_PICKLE.match(data)
     end = match.end() if match else _find_stop(data)
     class_pickle, state = data[:end], data[end:]
+    # Without a group there is nothing in the memo that the state could refer to.
+    front = b"" if match and not match[1] else class_pickle[:-1] + _POP
     if state[:1] and state[0] == _ZLIB_START:
         with suppress(zlib.error):  # else it was no compressed pickle, whatever it is
             state = zlib.decompress(state)
-    front = class_pickle[:-1] + _POP
     if class_pickle and not state.startswith(front):
         state = front + state
     return Record(class_pickle, state, b"")

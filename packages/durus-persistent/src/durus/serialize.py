@@ -9,14 +9,19 @@ import io
 import pickle
 import warnings
 from _compat_pickle import IMPORT_MAPPING
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final, NoReturn, Protocol
 
-from durus.policy import LoadingPolicy, MissingObject
-
 from durus.cache import Cache
-from durus.error import DurusError, ForeignReferenceError, ObjectError, UnstorableError
+from durus.error import (
+    DurusError,
+    ForeignReferenceError,
+    MissingClassError,
+    ObjectError,
+    UnstorableError,
+)
 from durus.interfaces import Oid, Record
 from durus.persistent import (
     ObjectConnection,
@@ -24,6 +29,7 @@ from durus.persistent import (
     PersistentObject,
     _setattribute,
 )
+from durus.policy import LoadingPolicy, MissingObject
 from durus.record import (
     extract_class_name,
     join_record,
@@ -63,6 +69,10 @@ class ReadingConnection(ObjectConnection, Protocol):
     def get_cache(self) -> Cache: ...
 
 
+_NAMED: Final = (type, FunctionType, BuiltinFunctionType)
+"""What is pickled by its name alone."""
+
+
 class _StatePickler(pickle.Pickler):
     """Hands the persistent objects that a state refers to over to the writer."""
 
@@ -74,9 +84,16 @@ class _StatePickler(pickle.Pickler):
         # Called for every object in a state, so it looks at the type and returns.
         return self._writer._persistent_id(obj) if isinstance(obj, PersistentBase) else None
 
+    def reducer_override(self, obj: Any) -> Any:
+        # Called for what is not of a builtin type.
+        name = obj if isinstance(obj, _NAMED) else type(obj)
+        if name not in self._writer._known_loadable:
+            self._writer._to_try.add(name)
+        return NotImplemented
+
 
 class _ReferencePickler(pickle.Pickler):
-    """Takes every persistent object for storable, to find the attribute that is not."""
+    """Takes every persistent object for storable, to find the value that is not."""
 
     def persistent_id(self, obj: Any) -> object:
         return 0 if isinstance(obj, PersistentBase) else None
@@ -87,12 +104,18 @@ class ObjectWriter:
 
     Objects that are met for the first time get an oid and the connection; `new_objects` holds
     them, so that a commit that fails can take both back (`forget_new_objects`).
+
+    What the policy would not load again is not stored: a state that has values of a type for the
+    first time is loaded on trial.
     """
 
-    def __init__(self, connection: WritingConnection) -> None:
+    def __init__(self, connection: WritingConnection, policy: LoadingPolicy | None = None) -> None:
         self.connection = connection
         self.new_objects: list[PersistentObject] = []
-        self._refs: set[Oid] = set()
+        self._policy = LoadingPolicy() if policy is None else policy
+        self._known_loadable = self._policy.known_loadable
+        self._to_try: set[object] = set()
+        self._refs: dict[Oid, PersistentObject] = {}
         self._owner: PersistentObject | None = None
         self._generating = False
         self._class_pickles: dict[type, bytes] = {}
@@ -124,7 +147,7 @@ class ObjectWriter:
         _setattribute(obj, "_p_connection", self.connection)
         self.new_objects.append(obj)
 
-    def _persistent_id(self, obj: PersistentObject) -> tuple[Oid, type | str]:
+    def _persistent_id(self, obj: Any) -> tuple[Oid, type | str]:
         if obj._p_oid is None:
             self._adopt(obj)
         elif obj._p_connection is not self.connection:
@@ -136,7 +159,7 @@ class ObjectWriter:
             )
         oid = obj._p_oid
         assert oid is not None
-        self._refs.add(oid)
+        self._refs[oid] = obj
         cls = type(obj)
         if issubclass(cls, MissingObject):
             return oid, f"{cls.missing_module}:{cls.missing_qualname}"
@@ -147,6 +170,7 @@ class ObjectWriter:
         pickled = self._class_pickles.get(cls)
         if pickled is None:
             pickled = self._class_pickles[cls] = pickle_class(cls)
+            self._known_loadable.add(cls)
         return pickled
 
     def make_record(self, obj: PersistentObject) -> Record:
@@ -163,22 +187,30 @@ class ObjectWriter:
             raise
         except Exception as error:
             self._refuse(obj, error)
-        self._refs.discard(obj._p_oid)  # type: ignore[arg-type]  # None is in no set of oids
-        return Record(class_pickle, file.getvalue(), b"".join(sorted(self._refs)))
+        state_pickle = file.getvalue()
+        if self._to_try:
+            self._try_to_load(obj, state_pickle)
+        refs = b"".join(sorted(self._refs.keys() - {obj._p_oid}))
+        return Record(class_pickle, state_pickle, refs)
+
+    def _try_to_load(self, obj: PersistentObject, state_pickle: bytes) -> None:
+        assert obj._p_oid is not None
+        try:
+            self._policy.load_state(
+                state_pickle, lambda pid: self._refs[pid[0]], obj._p_oid, type(obj)
+            )
+        except ObjectError as error:
+            raise UnstorableError(
+                f"<{obj._p_identity()}> could not be loaded again, so it was not stored.  {error}"
+            ) from error
+        self._known_loadable |= self._to_try
+        self._to_try.clear()
 
     def _refuse(self, obj: PersistentObject, error: Exception) -> NoReturn:
-        """Raise an UnstorableError that names the attribute."""
-        found = ""
-        state = obj.__getstate__()
-        if isinstance(state, dict):
-            for name, value in state.items():
-                try:
-                    _ReferencePickler(io.BytesIO(), PICKLE_PROTOCOL).dump(value)
-                except Exception:
-                    found = f", attribute {name!r} ({type(value).__name__})"
-                    break
+        """Raise an UnstorableError that says where in the state the value is."""
+        where = "".join(f", {step}" for step in _find_unstorable(obj.__getstate__()))
         raise UnstorableError(
-            f"the state of <{obj._p_identity()}>{found} cannot be pickled: {error}.  Change it, or "
+            f"the state of <{obj._p_identity()}>{where} cannot be pickled: {error}.  Change it, or "
             "abort(); nothing was stored"
         ) from error
 
@@ -186,6 +218,23 @@ class ObjectWriter:
         """The two parts of a classic record: (class and state pickles, references)."""
         record = self.make_record(obj)
         return join_record(record), record.refs
+
+
+def _find_unstorable(value: object, name: str = "attribute") -> Iterator[str]:
+    """The way to a value that cannot be pickled: attribute, key or index, and its type."""
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    for step, part in parts:
+        try:
+            _ReferencePickler(io.BytesIO(), PICKLE_PROTOCOL).dump(part)
+        except Exception:
+            yield f"{name} {step!r} ({type(part).__name__})"
+            if not isinstance(part, PersistentBase):
+                yield from _find_unstorable(part, "item")
+            return
 
 
 _warned_main_classes: set[str] = set()
@@ -240,13 +289,17 @@ class ObjectReader:
             raise ObjectError(f"{pid!r} is no reference to a persistent object") from error
         if not valid:
             raise ObjectError(f"{pid!r} is no reference to a persistent object")
-        return self.connection.get_cache().get_instance(oid, cls, self.connection)
+        obj: PersistentObject
+        obj = self.connection.get_cache().get_instance(oid, cls, self.connection)
+        return obj
 
     def load_state(self, obj: PersistentObject, record: Record) -> None:
         """Give `obj` the state in its record; a wrong class is put right first."""
         assert obj._p_oid is not None
         cls = self.policy.load_class(record.class_pickle, obj._p_oid)
         if obj.__class__ is not cls:
+            if issubclass(cls, MissingObject):
+                raise MissingClassError(f"<{obj._p_identity()}>: {cls._p_remedy()}")
             try:
                 obj.__class__ = cls
             except TypeError as error:
@@ -262,7 +315,7 @@ class ObjectReader:
     def get_ghost(self, data: bytes) -> PersistentObject:
         """A ghost of the class in the first part of a classic record, without oid."""
         cls = self.policy.load_class(split_record(data).class_pickle, Oid(bytes(8)))
-        ghost: PersistentObject = PersistentBase.__new__(cls)  # type: ignore[assignment]
+        ghost = PersistentBase.__new__(cls)
         ghost._p_set_status_ghost()
         return ghost
 

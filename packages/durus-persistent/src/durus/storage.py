@@ -11,12 +11,14 @@ import os
 import threading
 import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from types import TracebackType
+from typing import Self
 
 from durus import interfaces
+from durus.crawl import crawl, crawl_snapshot
 from durus.error import (
     DanglingReferenceError,
     DurusKeyError,
@@ -104,6 +106,17 @@ class Storage:
     def close(self) -> None:
         """Give back what the storage holds open."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def get_packer(self) -> Iterator[object] | None:
         """An iterator that packs a little at each step, or None when there is no such thing."""
         return None
@@ -124,23 +137,14 @@ class Storage:
         Without `start_oid` from the root; a storage may then yield what is unreachable as well.
         """
         start_oid = ROOT_OID if start_oid is None else start_oid
-        return _gen_reachable(self.bulk_load, Oid(start_oid), batch_size)
+        return crawl(self._load_with_oids, _refs_of_classic, Oid(start_oid), batch_size)
+
+    def _load_with_oids(self, oids: list[Oid]) -> Iterator[tuple[Oid, bytes]]:
+        return ((unpack_record(record)[0], record) for record in self.bulk_load(oids))
 
 
-def _gen_reachable(
-    bulk_load: Callable[[list[Oid]], Iterable[bytes]], start_oid: Oid, batch_size: int = 100
-) -> Iterator[tuple[Oid, bytes]]:
-    todo = deque([start_oid])
-    seen = {start_oid}
-    while todo:
-        batch = [todo.popleft() for _ in range(min(batch_size, len(todo)))]
-        for record in bulk_load(batch):
-            oid, _, refs = unpack_record(record)
-            yield oid, record
-            for ref in split_oids(refs):
-                if ref not in seen:
-                    seen.add(ref)
-                    todo.append(ref)
+def _refs_of_classic(record: bytes) -> bytes:
+    return unpack_record(record)[2]
 
 
 @dataclass(slots=True)
@@ -292,6 +296,9 @@ class MemoryStorage(ClassicCalls):
 
     It implements `HistoryStorage` and `PackableStorage`.
     """
+
+    def __repr__(self) -> str:
+        return f"<MemoryStorage @{id(self):x}>"
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -452,14 +459,9 @@ def _gen_oid_record(storage: Storage | interfaces.Storage) -> Iterator[tuple[byt
     if isinstance(storage, Storage):
         yield from storage.gen_oid_record()
         return
-    snapshot = storage.snapshot()
-    try:
-        yield from _gen_reachable(
-            lambda oids: (record_to_classic(oid, r.record) for oid, r in snapshot.load_many(oids)),
-            ROOT_OID,
-        )
-    finally:
-        snapshot.close()
+    with contextlib.closing(storage.snapshot()) as snapshot:
+        for oid, revision in crawl_snapshot(snapshot):
+            yield oid, record_to_classic(oid, revision.record)
 
 
 def gen_referring_oid_record(

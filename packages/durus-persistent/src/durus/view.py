@@ -6,14 +6,12 @@ never loaded next to what was accessed at S*.  Either nothing accessed has chang
 to the newest transaction and `forget` is called with what changed; or ReadConflictError.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
 
-from durus.oid_set import OidSet
-
+from durus.crawl import crawl, refs_of_revision
 from durus.error import ReadConflictError, StorageClosedError
 from durus.interfaces import ROOT_OID, CommitResult, Oid, Revision, Snapshot, Storage, Tid
-from durus.record import split_oids
+from durus.oid_set import OidSet
 
 __all__ = ["View"]
 
@@ -75,19 +73,13 @@ class View:
         self, start_oid: Oid = ROOT_OID, batch_size: int = 100
     ) -> Iterator[tuple[Oid, Revision]]:
         """Everything that can be reached from `start_oid`, breadth first."""
-        seen = {start_oid}
-        todo = deque(seen)
-        while todo:
-            batch = [todo.popleft() for _ in range(min(batch_size, len(todo)))]
-            for oid in batch:
-                self._check(oid)
-            # A list: while we yield, the snapshot may be closed by a commit.
-            for oid, revision in list(self.snapshot.load_many(batch)):
-                yield oid, revision
-                for ref in split_oids(revision.record.refs):
-                    if ref not in seen:
-                        seen.add(ref)
-                        todo.append(ref)
+        return crawl(self._load_many, refs_of_revision, start_oid, batch_size)
+
+    def _load_many(self, oids: list[Oid]) -> list[tuple[Oid, Revision]]:
+        for oid in oids:
+            self._check(oid)
+        # A list: before all of them are used, a commit may have closed the snapshot.
+        return list(self.snapshot.load_many(oids))
 
     def _check(self, oid: Oid) -> None:
         """Move on, or conflict, if `oid` was changed after S."""

@@ -7,7 +7,6 @@ becomes of the file.
 """
 
 import contextlib
-import errno
 import itertools
 import os
 import secrets
@@ -26,7 +25,6 @@ from durus.error import (
     ReadOnlyError,
     StorageClosedError,
     StorageError,
-    StorageLockedError,
     UnsupportedFormatError,
     WriteConflictError,
 )
@@ -43,8 +41,9 @@ from durus.interfaces import (
     Transaction,
 )
 from durus.log import Log
-from durus.log_file import FileOpenError, LogFile, OperatingSystem, System
-from durus.log_format import FileHeader, encode_file_header, encode_record, encode_transaction
+from durus.log_file import LogFile, OperatingSystem, System
+from durus.log_format import encode_record, encode_transaction
+from durus.log_open import explain_failure, make_missing_file, open_log_file
 from durus.log_pack import read_transactions, write_packed
 from durus.record import record_to_classic, split_oids
 from durus.storage import ClassicCalls
@@ -68,12 +67,7 @@ class _FileSnapshot:
         return self._tid
 
     def load(self, oid: Oid) -> Revision:
-        log = self._open_log()
-        try:
-            revision = log.load(oid, self._tid)
-        except OSError as error:
-            number = int.from_bytes(oid)
-            raise StorageError(f"{log.path}: oid {number} cannot be read: {error}") from error
+        revision = self._open_log().load(oid, self._tid)
         if revision is None:
             raise DurusKeyError(oid)
         return revision
@@ -128,10 +122,12 @@ class FileStorage(ClassicCalls):
         if filename is None:
             folder = tempfile.gettempdir()
             filename = os.path.join(folder, f"durus-{secrets.token_hex(8)}.durus")
-            self._remove = weakref.finalize(self, _remove_temporary, filename, self._pid)
+            self._remove = weakref.finalize(
+                self, _remove_temporary, self._system, filename, self._pid
+            )
         self._path = os.path.abspath(filename)
         if create and not readonly:
-            _create_missing(self._system, self._path)
+            make_missing_file(self._system, self._path)
         self._log: Log | None = self._open()
         self._last_tid = NO_TID
         """What `tid` says after close()."""
@@ -141,7 +137,7 @@ class FileStorage(ClassicCalls):
 
     def _open(self) -> Log:
         try:
-            file = _open_file(self._system, self._path, readonly=self._readonly)
+            file = open_log_file(self._system, self._path, readonly=self._readonly)
             try:
                 log = Log(file)
                 unknown = log.header.features_read_only
@@ -158,7 +154,7 @@ class FileStorage(ClassicCalls):
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise _explain(self._path, error) from error
+            raise explain_failure(self._path, error) from error
         return log
 
     def __str__(self) -> str:
@@ -378,7 +374,7 @@ class FileStorage(ClassicCalls):
         """Forget history, and the objects that cannot be reached from the root.
 
         Open snapshots go on seeing what they saw.  Without a root nothing happens.  Everybody
-        else waits meanwhile.  After an error the file is what it was.
+        else waits meanwhile.  After an error, as far as anybody sees, nothing has changed.
         """
         with self._lock, self._writing("the file could not be packed"):
             log = self._prepare_to_append()
@@ -414,6 +410,12 @@ def TempFileStorage() -> FileStorage:  # noqa: N802 (the name that 4.x gave it)
 def open_file(uri: str, *, readonly: bool, create: bool) -> FileStorage:
     """Open the file that a path names: the opener of the scheme `file`."""
     return FileStorage(uri, readonly=readonly, create=create)
+
+
+def _remove_temporary(system: System, path: str, pid: int) -> None:
+    if os.getpid() == pid:  # and not a forked child
+        with contextlib.suppress(OSError):
+            system.unlink(path)
 
 
 # Validating a transaction
@@ -458,84 +460,3 @@ def _validate(log: Log, transaction: Transaction, refs: set[Oid]) -> None:
     dangling = [oid for oid in refs if oid not in log.index and oid not in transaction.created]
     if dangling:
         raise DanglingReferenceError(sorted(dangling))
-
-
-# Opening and making files
-
-
-def _remove_temporary(path: str, pid: int) -> None:
-    if os.getpid() == pid:  # and not a forked child
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-
-
-def _explain(path: str, error: OSError) -> FileOpenError:
-    reason = error.strerror or str(error)
-    return FileOpenError(path, f"cannot be opened: {reason}", error.errno)
-
-
-def _open_file(system: System, path: str, *, readonly: bool) -> LogFile:
-    """Open a file that is there, and lock it for writing.  OSError, StorageLockedError."""
-    while True:
-        try:
-            status = system.path_status(path)
-        except FileNotFoundError as error:
-            why = "readonly=True" if readonly else "create=False"
-            reason = f"there is no such file, and {why} makes none"
-            raise FileOpenError(path, reason, errno.ENOENT) from error
-        if not status.is_regular:
-            kind = "a directory" if status.is_directory else "no regular file"
-            raise FileOpenError(path, f"this is {kind}, and no database", errno.EISDIR)
-        try:
-            file = LogFile(system, path, system.open(path, writable=not readonly))
-        except PermissionError as error:
-            remedy = "" if readonly else " to write; readonly=True may work"
-            reason = f"there is no permission to open it{remedy}"
-            raise FileOpenError(path, reason, error.errno) from error
-        if readonly:
-            return file
-        if not file.lock():
-            holder = file.lock_holder()
-            who = "another process" if holder is None else f"process {holder}"
-            if holder == os.getpid():
-                who = "this process"
-            raise StorageLockedError(
-                f"{path}: {who} has the file open for writing; close it there first, or open it "
-                "here with readonly=True"
-            )
-        # Between opening and locking a pack may have put another file in its place.
-        if system.path_status(path).identity == file.status().identity:
-            return file
-
-
-def _create_missing(system: System, path: str) -> None:
-    """Make a new file if there is none: prepared aside, it appears complete, or not at all."""
-    try:
-        system.path_status(path)
-        return
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise _explain(path, error) from error
-    folder = os.path.dirname(path)
-    aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
-    header = FileHeader(
-        database_id=secrets.token_bytes(16),
-        file_id=secrets.token_bytes(16),
-        created_ns=time.time_ns(),
-    )
-    try:
-        file = LogFile(system, aside, system.create(aside))
-        try:
-            file.append(encode_file_header(header))
-            file.sync()
-            with contextlib.suppress(FileExistsError):  # another process was first: its is used
-                system.link(aside, path)
-        finally:
-            system.unlink(aside)
-        system.sync_directory(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            reason = f"the directory {folder} does not exist"
-        raise FileOpenError(path, f"cannot be made: {reason}", error.errno) from error

@@ -18,27 +18,21 @@ from typing import Final, NamedTuple
 from durus.error import (
     CommitOutcomeUnknownError,
     CorruptionError,
-    NotADatabaseError,
     StorageError,
-    StorageOpenError,
     UnsupportedFormatError,
 )
 from durus.interfaces import NO_TID, Oid, Revision, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
-    FILE_HEADER_SIZE,
     FIXED_SIZE,
-    MAGIC,
     MARK_TAG,
     NOT_SYNCED,
     RECORD_HEAD_SIZE,
     SLOT_HEAD_SIZE,
     TRAILER_SIZE,
-    VERSION,
     VOID_SIZE,
     VOID_TAG,
     Entry,
-    FileHeader,
     LoggedRecord,
     LoggedTransaction,
     Mark,
@@ -47,7 +41,6 @@ from durus.log_format import (
     Void,
     decode_distance,
     decode_entry_head,
-    decode_file_header,
     decode_record,
     decode_trailer,
     decode_transaction,
@@ -57,8 +50,9 @@ from durus.log_format import (
     measure_record,
 )
 from durus.log_index import LogIndex, RecentChanges
+from durus.log_open import read_file_header
 
-__all__ = ["Log", "Tail", "read_file_header"]
+__all__ = ["Log", "Tail"]
 
 _ENTRY_READ_SIZE: Final = 4096
 """So much is read at the start of an entry, to have all of a small one at once."""
@@ -66,40 +60,6 @@ _RECORD_READ_SIZE: Final = 512
 _SEARCH_SIZE_MAX: Final = 1 << 20
 _FLIPPED_BITS_MAX: Final = 3
 """A mark or void with so few wrong bits was damaged; a torn one has more (see `log_format`)."""
-
-_OTHER_FORMATS: Final = {
-    b"SHELF-1\n": "a Durus 4.x file (SHELF-1), which this release cannot open yet",
-    b"DFS20\0": "a Durus 4.x file (DFS20), which this release cannot open yet",
-    b"SQLite format 3\0": "an SQLite database, and no Durus log file",
-}
-
-
-def read_file_header(file: LogFile) -> FileHeader:
-    """The header of a log file.
-
-    Raises NotADatabaseError, StorageOpenError, UnsupportedFormatError or CorruptionError.
-    """
-    start = file.read(0, 16)
-    if not start:
-        raise NotADatabaseError(
-            file.path, "the file is empty, and no Durus database; remove it to have one made there"
-        )
-    for magic, description in _OTHER_FORMATS.items():
-        if start.startswith(magic):
-            raise StorageOpenError(file.path, f"this is {description}")
-    if start[:8] != MAGIC[: len(start)]:
-        raise NotADatabaseError(file.path, "this is no Durus database")
-    size = int.from_bytes(start[12:16])
-    header = decode_file_header(file.read(0, min(max(size, FILE_HEADER_SIZE), 1 << 16)))
-    if header is None:
-        raise CorruptionError(file.path, 0, "the file header is damaged or cut off")
-    if header.version != VERSION or header.features_refuse:
-        raise UnsupportedFormatError(
-            file.path,
-            f"the file needs a newer release of durus-storage (format version {header.version}, "
-            f"features {header.features_refuse:#x})",
-        )
-    return header
 
 
 class Tail(NamedTuple):
@@ -123,7 +83,7 @@ class Log:
     def __init__(
         self, file: LogFile, recent: RecentChanges | None = None, *, scan: bool = True
     ) -> None:
-        """Read a log file.  StorageOpenError, CorruptionError, OSError.
+        """Read a log file.  StorageOpenError, CorruptionError, StorageError, OSError.
 
         recent: is told of every transaction that becomes visible.
         scan: whether to catch up at once.
@@ -492,7 +452,7 @@ class Log:
         # A failed sync may have lost everything since the last visible transaction, so all of it is
         # sealed, and its bytes are not synced once more as if nothing had happened.
         self._refused = refused = self._visible_end
-        with contextlib.suppress(OSError, CorruptionError):
+        with contextlib.suppress(OSError, StorageError):
             size = self.file.status().size
             if size < end:
                 self._refused = None

@@ -13,7 +13,7 @@ import sys
 from os import PathLike
 from typing import Final, NamedTuple, Protocol
 
-from durus.error import StorageOpenError
+from durus.error import StorageError, StorageOpenError
 
 __all__ = ["FileOpenError", "FileStatus", "LogFile", "OperatingSystem", "System"]
 
@@ -192,7 +192,13 @@ class LogFile:
         return self.system.status(self._fd)
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes at `offset`: `size` of them, or fewer if the file ends before."""
+        """The bytes at `offset`: `size` of them, or fewer if the file ends before; StorageError."""
+        try:
+            return self._read(offset, size)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be read at offset {offset}: {error}") from error
+
+    def _read(self, offset: int, size: int) -> bytes:
         content = self.system.read(self._fd, min(size, _READ_SIZE_MAX), offset)
         if len(content) == size or not content:
             return content

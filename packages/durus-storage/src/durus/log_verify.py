@@ -92,8 +92,8 @@ class _Walk:
                         yield Finding(position, entry.tid, None, "a mark for another transaction")
                     self.tid = max(self.tid, entry.tid)
             position = entry.end
-        yield from self._check_refs()
-        if not damaged:
+        if not damaged:  # else much would seem to be missing
+            yield from self._check_refs()
             yield from self._check_scan()
 
     def _find_seal(self, position: int, size: int) -> Void | None:

@@ -1,0 +1,137 @@
+"""Opening and making log files, before anything but the header is looked at.
+
+`FileStorage` calls it.  Invariants: a file that is there is left as it is, whatever it is; a new
+one appears complete or not at all; every refusal has its own reason.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from typing import Final
+
+from durus.error import (
+    CorruptionError,
+    NotADatabaseError,
+    StorageLockedError,
+    StorageOpenError,
+    UnsupportedFormatError,
+)
+from durus.log_file import FileOpenError, LogFile, System
+from durus.log_format import (
+    FILE_HEADER_SIZE,
+    MAGIC,
+    VERSION,
+    FileHeader,
+    decode_file_header,
+    encode_file_header,
+)
+
+__all__ = ["explain_failure", "make_missing_file", "open_log_file", "read_file_header"]
+
+_OTHER_FORMATS: Final = {
+    b"SHELF-1\n": "a Durus 4.x file (SHELF-1), which this release cannot open yet",
+    b"DFS20\0": "a Durus 4.x file (DFS20), which this release cannot open yet",
+    b"SQLite format 3\0": "an SQLite database, and no Durus log file",
+}
+
+
+def read_file_header(file: LogFile) -> FileHeader:
+    """The header of a log file.
+
+    Raises NotADatabaseError, StorageOpenError, UnsupportedFormatError or CorruptionError.
+    """
+    start = file.read(0, 16)
+    if not start:
+        raise NotADatabaseError(
+            file.path, "the file is empty, and no Durus database; remove it to have one made there"
+        )
+    for magic, description in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise StorageOpenError(file.path, f"this is {description}")
+    if start[:8] != MAGIC[: len(start)]:
+        raise NotADatabaseError(file.path, "this is no Durus database")
+    size = int.from_bytes(start[12:16])
+    header = decode_file_header(file.read(0, min(max(size, FILE_HEADER_SIZE), 1 << 16)))
+    if header is None:
+        raise CorruptionError(file.path, 0, "the file header is damaged or cut off")
+    if header.version != VERSION or header.features_refuse:
+        raise UnsupportedFormatError(
+            file.path,
+            f"the file needs a newer release of durus-storage (format version {header.version}, "
+            f"features {header.features_refuse:#x})",
+        )
+    return header
+
+
+def explain_failure(path: str, error: OSError) -> FileOpenError:
+    reason = error.strerror or str(error)
+    return FileOpenError(path, f"cannot be opened: {reason}", error.errno)
+
+
+def open_log_file(system: System, path: str, *, readonly: bool) -> LogFile:
+    """Open a file that is there, and lock it for writing.  OSError, StorageLockedError."""
+    while True:
+        try:
+            status = system.path_status(path)
+        except FileNotFoundError as error:
+            why = "readonly=True" if readonly else "create=False"
+            reason = f"there is no such file, and {why} makes none"
+            raise FileOpenError(path, reason, errno.ENOENT) from error
+        if not status.is_regular:
+            kind = "a directory" if status.is_directory else "no regular file"
+            raise FileOpenError(path, f"this is {kind}, and no database", errno.EISDIR)
+        try:
+            file = LogFile(system, path, system.open(path, writable=not readonly))
+        except PermissionError as error:
+            remedy = "" if readonly else " to write; readonly=True may work"
+            reason = f"there is no permission to open it{remedy}"
+            raise FileOpenError(path, reason, error.errno) from error
+        if readonly:
+            return file
+        if not file.lock():
+            holder = file.lock_holder()
+            who = "another process" if holder is None else f"process {holder}"
+            if holder == os.getpid():
+                who = "this process"
+            raise StorageLockedError(
+                f"{path}: {who} has the file open for writing; close it there first, or open it "
+                "here with readonly=True"
+            )
+        # Between opening and locking a pack may have put another file in its place.
+        if system.path_status(path).identity == file.status().identity:
+            return file
+
+
+def make_missing_file(system: System, path: str) -> None:
+    """Make a new file if there is none: prepared aside, it appears complete, or not at all."""
+    try:
+        system.path_status(path)
+        return
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise explain_failure(path, error) from error
+    folder = os.path.dirname(path)
+    aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
+    header = FileHeader(
+        database_id=secrets.token_bytes(16),
+        file_id=secrets.token_bytes(16),
+        created_ns=time.time_ns(),
+    )
+    try:
+        file = LogFile(system, aside, system.create(aside))
+        try:
+            file.append(encode_file_header(header))
+            file.sync()
+            with contextlib.suppress(FileExistsError):  # another process was first: its is used
+                system.link(aside, path)
+        finally:
+            system.unlink(aside)
+        system.sync_directory(folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = f"the directory {folder} does not exist"
+        raise FileOpenError(path, f"cannot be made: {reason}", error.errno) from error
