@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from durus.connection import Connection
-from durus.error import ReadConflictError, UnstorableError, WriteConflictError
-from durus.interfaces import PackableStorage
-from durus.persistent import Persistent
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from durus.connection import Connection
+from durus.error import ReadConflictError, UnstorableError, WriteConflictError
+from durus.interfaces import PackableStorage
+from durus.persistent import Persistent
 from tests.storages import KINDS, Classic, Kind
 
 CELLS = 4

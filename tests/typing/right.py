@@ -80,7 +80,8 @@ def use_accounts(bank: Bank) -> None:
 def use_the_others(bank: Bank) -> None:
     bank.settings["rate"] = 1.5
     assert_type(PersistentDict({"a": 1}), PersistentDict[str, int])
-    assert_type(PersistentDict([(1, "a")]), PersistentDict[int, str])
+    pairs = [(1, "a")]
+    assert_type(PersistentDict(pairs), PersistentDict[int, str])
     assert_type(PersistentDict(a=1), PersistentDict[str, int])
     assert_type(PersistentDict({"a": 1}, b=2), PersistentDict[str, int])
     counts: PersistentDict[str, int] = PersistentDict()
@@ -97,7 +98,7 @@ def use_the_others(bank: Bank) -> None:
     words.sort(key=len, reverse=True)
     assert_type(words[0], str)
     assert_type(words[:2], list[str])
-    assert_type(words + ("d",), PersistentList[str])
+    assert_type(words + words, PersistentList[str])
     assert_type(words.pop(), str)
     assert words < ["z"]
 

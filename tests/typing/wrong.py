@@ -47,6 +47,10 @@ accounts: BTree[str, Account] = BTree()
 accounts["ann"] = 5  # error: assignment
 accounts[5] = account  # error: index
 accounts[5]  # error: index
+del accounts[5]  # error: arg-type
+accounts.get(5)  # error: call-overload
+accounts.pop(5)  # error: call-overload
+accounts.items_from(5)  # error: arg-type
 accounts.add("ann", 5)  # error: arg-type
 accounts.add(None, account)  # error: arg-type
 accounts.setdefault("ann", "x")  # error: arg-type

@@ -50,6 +50,10 @@ class Account(Persistent):
         done.append(self)
 
 
+class Derived(Account):
+    pass
+
+
 @dataclass
 class Money:
     amount: int
@@ -58,6 +62,7 @@ class Money:
 
 class Color(enum.Enum):
     RED = 1
+    BLUE = [2]  # cannot be hashed
 
 
 class Right(enum.Flag):
@@ -70,8 +75,16 @@ class Meta(type):
     pass
 
 
+class Trap:
+    def __get__(self, instance: object, owner: type) -> type:
+        done.append(owner)
+        return Money
+
+
 class Runner:
     """What a class refers to is not a part of it."""
+
+    trap = Trap()
 
     process = Popen
     shell = os.system
@@ -228,6 +241,8 @@ def test_a_call_is_refused(
         (HERE, "Popen"),
         (HERE, "Runner.process"),
         (HERE, "Runner.shell"),
+        (HERE, "Runner.trap"),
+        (HERE, "Derived.close"),
         (HERE, "Runner.library.system"),
         (HERE, "Money.__init__"),
         (HERE, "Money.__init__.__globals__"),
@@ -299,6 +314,7 @@ def test_a_class_pickle_is_not_executed(marker: str) -> None:
         b"(" + push(f"touch {marker}") + b"ios\nsystem\n",
         build(name(HERE, "Money"), (None, {"currency": "XXX"})),
         name(HERE, "Money") + b")\x81",
+        call(name("os", "system"), name(HERE, "Account"), "x"),
         call(name("builtins", "getattr"), name("os", "path"), 5),
         push("x"),
     ):
@@ -427,6 +443,7 @@ def test_the_admitted_functions_cannot_be_changed(target: tuple[str, str], marke
         (build(name("gone.models", "Gone"), (None, {"__new__": 7})), lambda: 0),
         (build(call(name(HERE, "Color"), 1), {"_value_": 7}), lambda: Color.RED.value),
         (build(call(name(HERE, "Color"), 1), (None, {"_name_": 7})), lambda: Color.RED.name),
+        (build(call(name(HERE, "Color"), [2]), {"_value_": 7}), lambda: Color.BLUE.value),
         (build(name(HERE, "Color"), (None, {"added": 7})), lambda: hasattr(Color, "added")),
         (build(call(name(HERE, "Right"), 7), {"_value_": 1}), lambda: Right(7).value),
         (build(call(name("uuid", "SafeUUID"), 0), {"_value_": 1}), lambda: uuid.SafeUUID(0).value),

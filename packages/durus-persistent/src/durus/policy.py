@@ -509,9 +509,8 @@ class LoadingPolicy:
         if isinstance(found, type):
             if issubclass(found, PersistentObject) or exact:
                 return found
-            # The second test is for what an application module imported from elsewhere.
-            own = self._is_application(module) and self._is_application(found.__module__)
-            if own and not issubclass(found, type):
+            # Its own module, as application modules also have what they imported from elsewhere.
+            if self._is_application(found.__module__) and not issubclass(found, type):
                 return found
         elif exact and found is not _ABSENT and not isinstance(found, ModuleType):
             return found
