@@ -21,7 +21,7 @@ class Kind(ABC):
         storage.close()
         return self.open(path)
 
-    def check(self, path: Path) -> None:
+    def check(self, path: Path) -> None:  # noqa: B027 (not all have something on the disk)
         """Check what is on the disk."""
 
 

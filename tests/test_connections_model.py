@@ -13,16 +13,23 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from durus.connection import Connection
 from durus.error import ReadConflictError, UnstorableError, WriteConflictError
 from durus.interfaces import PackableStorage
 from durus.persistent import Persistent
-from tests.storages import KINDS, Classic, Kind
+from tests.storages import KINDS, Kind
 
 CELLS = 4
 CONNECTIONS = 3
+a_client, a_cell = st.integers(0, CONNECTIONS - 1), st.integers(0, CELLS - 1)
 
 
 class Cell(Persistent):
@@ -54,7 +61,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
         self.versions: list[dict[int, int]] = [dict.fromkeys(range(CELLS), 0)]
         self.written: list[set[int]] = [set()]
         self.counter = 0
-        connection = Connection(self.storage)
+        connection: Connection[Any] = Connection(self.storage)
         for i in range(CELLS):
             connection.root[i] = Cell(0)
         connection.commit()
@@ -88,9 +95,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
         client.accessed.add(i)
         return True
 
-    clients_and_cells = {"c": st.integers(0, CONNECTIONS - 1), "i": st.integers(0, CELLS - 1)}
-
-    @rule(**clients_and_cells)
+    @rule(c=a_client, i=a_cell)
     def read(self, c: int, i: int) -> None:
         client = self.clients[c]
         if not self.touch(client, i):
@@ -100,7 +105,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
         expected = client.written.get(i, self.versions[client.version][i])
         assert client.cells[i].value == expected
 
-    @rule(**clients_and_cells)
+    @rule(c=a_client, i=a_cell)
     def write(self, c: int, i: int) -> None:
         client = self.clients[c]
         self.counter += 1
@@ -110,7 +115,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
             return
         client.cells[i].value = client.written[i] = self.counter
 
-    @rule(c=st.integers(0, CONNECTIONS - 1))
+    @rule(c=a_client)
     def commit(self, c: int) -> None:
         client = self.clients[c]
         if client.written and client.accessed & self.changed_since(client.version):
@@ -124,7 +129,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
             self.written.append(set(client.written))
         self.begin(client)
 
-    @rule(c=st.integers(0, CONNECTIONS - 1))
+    @rule(c=a_client)
     def abort(self, c: int) -> None:
         client = self.clients[c]
         client.connection.abort()
@@ -135,7 +140,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
         client.accessed.clear()
         client.written.clear()
 
-    @rule(**clients_and_cells)
+    @rule(c=a_client, i=a_cell)
     def fail_to_commit(self, c: int, i: int) -> None:
         """A commit that cannot be pickled changes nothing."""
         client = self.clients[c]
@@ -148,7 +153,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
             client.connection.commit()
         client.written[i] = cell.value = before
 
-    @rule(**clients_and_cells)
+    @rule(c=a_client, i=a_cell)
     def evict(self, c: int, i: int) -> None:
         cell = self.clients[c].cells[i]
         if cell._p_is_saved():
@@ -169,7 +174,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
     @invariant()
     def storage_holds_the_newest_version(self) -> None:
         if hasattr(self, "storage"):
-            connection = Connection(self.storage)
+            connection: Connection[Any] = Connection(self.storage)
             found = {i: connection.root[i].value for i in range(CELLS)}
             connection.close()
             assert found == self.versions[-1]
@@ -178,8 +183,6 @@ class ConnectionsMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
 def test_connections_agree_with_the_model(kind: Kind) -> None:
     machine = type("Machine", (ConnectionsMachine,), {"kind": kind})
-    examples = 40 if not isinstance(kind, Classic) else 25
-    machine.TestCase.settings = settings(
-        max_examples=examples, stateful_step_count=40, deadline=None
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=40, stateful_step_count=40, deadline=None)
     )
-    machine.TestCase().runTest()

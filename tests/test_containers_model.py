@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from durus.btree import BNode, BTree
 from durus.connection import Connection
@@ -159,5 +165,6 @@ class ContainersMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
 def test_containers_agree_with_their_models(kind: Kind) -> None:
     machine = type("Machine", (ContainersMachine,), {"kind": kind})
-    machine.TestCase.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
-    machine.TestCase().runTest()
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=30, stateful_step_count=50, deadline=None)
+    )

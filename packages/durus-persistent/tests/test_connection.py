@@ -518,7 +518,7 @@ def test_a_class_of_main_is_warned_about_once(
 
 
 def test_the_cache_shrinks_to_its_size(storage: MemoryStorage) -> None:
-    connection = Connection(storage, cache_size=10)
+    connection: Connection[Any] = Connection(storage, cache_size=10)
     for i in range(100):
         connection.root[i] = Node(i)
     connection.commit()

@@ -475,6 +475,14 @@ def test_a_change_that_is_hidden_by_equality_is_undone() -> None:
     assert Money.currency is before
 
 
+def test_a_change_that_makes_the_second_attempt_fail_is_undone() -> None:
+    before = dict(vars(Money))
+    change = build(name(HERE, "Money"), (None, {"__init__": name("builtins", "range")}))
+    with pytest.raises(ObjectError, match="object 5"):
+        load(finish(call(name(HERE, "Money"), "x"), change))
+    assert dict(vars(Money)) == before
+
+
 def test_an_allowed_function_cannot_be_changed() -> None:
     policy = LoadingPolicy(allow=[f"{HERE}.scale"])
     assert load(finish(call(name(HERE, "scale"), 3)), policy) == 3

@@ -272,6 +272,16 @@ def test_references_go_to_persistent_load() -> None:
         assert seen == [(OID, Account)]
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_class_pickle_may_stand_before_the_state(protocol: int) -> None:
+    """As in records of Durus 4.x, whose states use the memo of their class pickles."""
+    for cls in (Account, Account.Entry):
+        front = pickle.dumps(cls, 2)[:-1] + b"0"
+        for value in ([Money(1), "b"], {"c": Color.RED}, [Single(), "b"]):
+            Single.instance = None
+            assert type(load(front + pickle.dumps(value, protocol))) is type(value)
+
+
 # Class pickles.
 
 

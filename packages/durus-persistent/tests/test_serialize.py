@@ -219,7 +219,7 @@ def test_renaming_a_class_as_the_faq_of_durus_4_says(storage_with_gone: MemorySt
     sys.modules["gone_module"] = old
     try:
         connection = Connection(storage_with_gone)
-        for obj in gen_every_instance(connection, old.Gone):  # type: ignore[attr-defined]
+        for obj in gen_every_instance(connection, old.Gone):
             obj._p_note_change()
         touch_every_reference(connection, "Gone")
         connection.commit()

@@ -183,11 +183,16 @@ class StorageLockedError(StorageError, OSError):
     """Another process has the file open for writing."""
 
 
-class StorageOpenError(StorageError):
-    """The storage cannot be opened or made; what is there is left as it was."""
+class StorageOpenError(StorageError, OSError):
+    """The storage cannot be opened or made; what is there is left as it is.
 
-    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+    An OSError, as in 4.3; `errno` is set when the operating system refused.
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str, errno: int | None = None) -> None:
         super().__init__(f"{fspath(path)}: {reason}")
+        self.filename = fspath(path)
+        self.errno = errno
 
 
 class NotADatabaseError(StorageOpenError, AssertionError):

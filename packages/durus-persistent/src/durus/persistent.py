@@ -28,10 +28,11 @@ The state layouts are those of Durus 4.3, so either can load what the other stor
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from durus import _guard as _guard
-from durus.error import format_oid
+from durus.error import DurusError, format_oid
 from durus.interfaces import Oid, Tid
 
 __all__ = [
@@ -346,8 +347,30 @@ class _ItemsRepr(reprlib.Repr):
             return f"<{x._p_identity()}>"
         return super().repr1(x, level)
 
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        # The inherited method sorts the keys, and so would load persistent ones.
+        if level <= 0:
+            return "{...}" if x else "{}"
+        pairs = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in islice(x.items(), self.maxdict)
+        ]
+        return f"{{{', '.join(pairs + ['...'] * (len(x) > self.maxdict))}}}"
+
 
 repr_items = _ItemsRepr().repr
+
+
+def repr_container(obj: PersistentObject, slot: str) -> str:
+    """The repr of a container whose items are in `slot`; of itself alone if it cannot be loaded."""
+    identity = obj._p_identity()
+    try:
+        items = getattr(obj, slot)
+    except (DurusError, AttributeError):  # it cannot be loaded, or is not yet initialised
+        return f"<{identity}>"
+    if isinstance(items, set):
+        items = list(islice(items, 11))  # as 4.3 shows them
+    return f"<{identity} {repr_items(items)}>"
 
 
 def note_change(obj: PersistentObject) -> None:

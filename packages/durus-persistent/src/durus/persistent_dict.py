@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, cast, overload
 
-from durus.error import DurusError
-from durus.persistent import PersistentObject, repr_items
+from durus.persistent import PersistentObject, repr_container
 
 if TYPE_CHECKING:
     from _typeshed import SupportsKeysAndGetItem
@@ -93,10 +92,7 @@ class PersistentDict(PersistentMapping[K, V]):
         self.data = dict(other, **items)
 
     def __repr__(self) -> str:
-        try:
-            return f"<{self._p_identity()} {repr_items(self.data)}>"
-        except (DurusError, AttributeError):  # it cannot be loaded, or is not yet initialised
-            return super().__repr__()
+        return repr_container(self, "data")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PersistentDict) and bool(self.data == other.data)

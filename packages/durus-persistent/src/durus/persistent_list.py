@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from typing import Any, ClassVar, Self, SupportsIndex, TypeVar, overload
 
-from durus.error import DurusError
-from durus.persistent import PersistentObject, repr_items
+from durus.persistent import PersistentObject, repr_container
 
 __all__ = ["PersistentList"]
 
@@ -32,10 +31,7 @@ class PersistentList(PersistentObject, MutableSequence[T]):
         self.data = list(items)
 
     def __repr__(self) -> str:
-        try:
-            return f"<{self._p_identity()} {repr_items(self.data)}>"
-        except (DurusError, AttributeError):  # it cannot be loaded, or is not yet initialised
-            return super().__repr__()
+        return repr_container(self, "data")
 
     def __eq__(self, other: object) -> bool:
         return self is other or bool(self.data == _plain(other))

@@ -6,11 +6,9 @@ before it is made, and an operation that raises has changed nothing.
 
 from collections.abc import Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
-from durus.error import DurusError
-from durus.persistent import PersistentObject, repr_items
+from durus.persistent import PersistentObject, repr_container
 
 __all__ = ["PersistentSet"]
 
@@ -35,10 +33,7 @@ class PersistentSet(PersistentObject, MutableSet[T]):
         self.s = set(items)
 
     def __repr__(self) -> str:
-        try:
-            return f"<{self._p_identity()} {repr_items(list(islice(self.s, 11)))}>"
-        except (DurusError, AttributeError):  # it cannot be loaded, or is not yet initialised
-            return super().__repr__()
+        return repr_container(self, "s")
 
     def __len__(self) -> int:
         return len(self.s)

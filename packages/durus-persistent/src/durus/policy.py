@@ -330,19 +330,22 @@ class _Names:
                 return True
         return False
 
+    def put_back(self) -> None:
+        """Undo the changes."""
+        for owner, before in reversed(self._copies):
+            if isinstance(owner, dict):
+                owner.clear()
+                owner.update(before)
+                continue
+            for name in vars(owner).keys() - before.keys():
+                type.__delattr__(owner, name)
+            for name, value in before.items():
+                if vars(owner).get(name, _ABSENT) is not value:
+                    type.__setattr__(owner, name, value)
+
     def check_build(self, target: object) -> None:
-        """Refuse BUILD on what the pickle did not make, and put back what it changed."""
+        """Refuse BUILD on what the pickle did not make."""
         if isinstance(target, type | Enum) or any(target is shared for shared in self._shared):
-            for owner, before in reversed(self._copies):
-                if isinstance(owner, dict):
-                    owner.clear()
-                    owner.update(before)
-                    continue
-                for name in vars(owner).keys() - before.keys():
-                    type.__delattr__(owner, name)
-                for name, value in before.items():
-                    if vars(owner).get(name, _ABSENT) is not value:
-                        type.__setattr__(owner, name, value)
             _refuse_change(target)
 
 
@@ -446,7 +449,11 @@ class LoadingPolicy:
             names.careful = True
             careful = _CarefulUnpickler(io.BytesIO(state_pickle))
             careful.names = names
-            return _load(careful, names, persistent_load)
+            try:
+                return _load(careful, names, persistent_load)
+            except BaseException:  # not only by check_build: what was changed may be in its way
+                names.put_back()
+                raise
         except Exception as error:
             name = f"{cls.__module__}.{cls.__qualname__}"
             _blame(f"the state of object {format_oid(oid)}, of class {name}", error)

@@ -19,6 +19,8 @@ from pickle import Pickler, Unpickler, dumps, loads
 from struct import pack, unpack
 from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
+from durus import _guard as _guard
+
 __all__ = [
     "BitArray",
     "Byte",

@@ -147,6 +147,8 @@ class FileStorage(ClassicCalls):
                         f"only a newer release of durus-storage can write to it (features "
                         f"{unknown:#x}); readonly=True opens it",
                     )
+                if not self._readonly:
+                    log.adopt_tail()
             except BaseException:
                 if not self._readonly:
                     file.unlock()  # now: the traceback of the error keeps the file open for long
@@ -209,7 +211,13 @@ class FileStorage(ClassicCalls):
         try:
             if self._readonly and not self._is_in_place(log):
                 log = self._log = self._reopen(log)
-            log.catch_up()
+            tail = log.catch_up()
+            if tail.pending and self._readonly and log.file.lock(shared=True):
+                # Nobody is committing: a crash has left these.
+                try:
+                    log.adopt_tail()
+                finally:
+                    log.file.unlock()
         except OSError as error:
             raise StorageError(f"{self._path} cannot be read: {error}") from error
         return log

@@ -101,6 +101,8 @@ class Log:
         """The end of the last visible transaction.  What follows may be sealed by a void."""
         self._refused: int | None = None
         """What begins here must be sealed: its sync failed, so it must never become visible."""
+        self._adopted = False
+        """The newest visible transaction has no mark yet."""
         self._tail = Tail([], self.end, self.end)
         self._last_read: LoggedTransaction | None = None
         if scan:
@@ -387,22 +389,42 @@ class Log:
         tail = self.catch_up()
         if self._refused is not None and self._refused < self._visible_end:
             self._refused = None  # what was to be refused had been marked after all
-        whole: list[LoggedTransaction] = []
-        garbage = tail.offset
+        whole, garbage = self._split_tail(tail)
         if self._refused is not None:
-            garbage = self._refused
-        else:
-            for transaction in tail.pending:
-                if not self.is_whole(transaction):
-                    garbage = transaction.offset
-                    break
-                whole.append(transaction)
+            whole, garbage = [], self._refused
         if garbage < tail.size:
             self._append_void(garbage, tail.size)
         if whole:
             self.file.sync()
             self._append_mark(whole[-1].tid)
+        elif self._adopted:
+            self._append_mark(self.tid)
+        self._adopted = False
         self.catch_up()
+
+    def _split_tail(self, tail: Tail) -> tuple[list[LoggedTransaction], int]:
+        """The whole transactions at the end, and where what is not whole begins."""
+        for index, transaction in enumerate(tail.pending):
+            if not self.is_whole(transaction):
+                return tail.pending[:index], transaction.offset
+        return tail.pending, tail.offset
+
+    def adopt_tail(self) -> None:
+        """Make whole transactions after the last mark visible in this process; OSError.
+
+        A crash came between their sync and their mark, so their commits may have been
+        acknowledged.  They are made durable first, and not marked: that is writing, and done by
+        `settle_tail`.  The caller knows that nobody is committing.
+        """
+        tail = self.catch_up()
+        whole, _ = self._split_tail(tail)
+        if whole:
+            self.file.sync()
+            for transaction in whole:
+                self._publish(transaction)
+            self.end = whole[-1].end
+            self._tail = tail._replace(pending=tail.pending[len(whole) :])
+            self._adopted = True
 
     def _append_mark(self, tid: Tid) -> None:
         mark = Mark(self.file.status().size, tid)

@@ -10,23 +10,14 @@ import fcntl
 import os
 import stat
 import sys
-from os import PathLike
 from typing import Final, NamedTuple, Protocol
 
-from durus.error import StorageError, StorageOpenError
+from durus.error import StorageError
 
-__all__ = ["FileOpenError", "FileStatus", "LogFile", "OperatingSystem", "System"]
+__all__ = ["FileStatus", "LogFile", "OperatingSystem", "System"]
 
 _READ_SIZE_MAX: Final = 1 << 30
 """One call of the operating system reads at most 2 GiB."""
-
-
-class FileOpenError(StorageOpenError, OSError):
-    """The operating system does not let the file be opened or made; `errno` says why."""
-
-    def __init__(self, path: str | PathLike[str], reason: str, number: int | None) -> None:
-        super().__init__(path, reason)
-        self.errno = number
 
 
 class FileStatus(NamedTuple):
@@ -85,7 +76,7 @@ class System(Protocol):
 
     def sync_directory(self, path: str) -> None: ...
 
-    def lock(self, fd: int) -> bool:
+    def lock(self, fd: int, *, shared: bool = False) -> bool:
         """Lock the file for this descriptor; False when another one has it locked."""
         ...
 
@@ -149,10 +140,10 @@ class OperatingSystem:
         finally:
             os.close(fd)
 
-    def lock(self, fd: int) -> bool:
+    def lock(self, fd: int, *, shared: bool = False) -> bool:
         # Not lockf: that lock is lost when any descriptor of the file in this process is closed.
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return False
@@ -221,8 +212,8 @@ class LogFile:
     def sync(self) -> None:
         self.system.sync(self._fd)
 
-    def lock(self) -> bool:
-        return self.system.lock(self._fd)
+    def lock(self, *, shared: bool = False) -> bool:
+        return self.system.lock(self._fd, shared=shared)
 
     def unlock(self) -> None:
         self.system.unlock(self._fd)

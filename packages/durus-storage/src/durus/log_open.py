@@ -18,7 +18,7 @@ from durus.error import (
     StorageOpenError,
     UnsupportedFormatError,
 )
-from durus.log_file import FileOpenError, LogFile, System
+from durus.log_file import LogFile, System
 from durus.log_format import (
     FILE_HEADER_SIZE,
     MAGIC,
@@ -65,9 +65,9 @@ def read_file_header(file: LogFile) -> FileHeader:
     return header
 
 
-def explain_failure(path: str, error: OSError) -> FileOpenError:
+def explain_failure(path: str, error: OSError) -> StorageOpenError:
     reason = error.strerror or str(error)
-    return FileOpenError(path, f"cannot be opened: {reason}", error.errno)
+    return StorageOpenError(path, f"cannot be opened: {reason}", error.errno)
 
 
 def open_log_file(system: System, path: str, *, readonly: bool) -> LogFile:
@@ -78,16 +78,16 @@ def open_log_file(system: System, path: str, *, readonly: bool) -> LogFile:
         except FileNotFoundError as error:
             why = "readonly=True" if readonly else "create=False"
             reason = f"there is no such file, and {why} makes none"
-            raise FileOpenError(path, reason, errno.ENOENT) from error
+            raise StorageOpenError(path, reason, errno.ENOENT) from error
         if not status.is_regular:
             kind = "a directory" if status.is_directory else "no regular file"
-            raise FileOpenError(path, f"this is {kind}, and no database", errno.EISDIR)
+            raise StorageOpenError(path, f"this is {kind}, and no database", errno.EISDIR)
         try:
             file = LogFile(system, path, system.open(path, writable=not readonly))
         except PermissionError as error:
             remedy = "" if readonly else " to write; readonly=True may work"
             reason = f"there is no permission to open it{remedy}"
-            raise FileOpenError(path, reason, error.errno) from error
+            raise StorageOpenError(path, reason, error.errno) from error
         if readonly:
             return file
         if not file.lock():
@@ -134,4 +134,4 @@ def make_missing_file(system: System, path: str) -> None:
         reason = error.strerror or str(error)
         if isinstance(error, FileNotFoundError):
             reason = f"the directory {folder} does not exist"
-        raise FileOpenError(path, f"cannot be made: {reason}", error.errno) from error
+        raise StorageOpenError(path, f"cannot be made: {reason}", error.errno) from error
