@@ -194,6 +194,9 @@ class StorageOpenError(StorageError, OSError):
         self.filename = fspath(path)
         self.errno = errno
 
+    def __str__(self) -> str:
+        return str(self.args[0])  # not in OSError's form, which has no place for the remedy
+
 
 class NotADatabaseError(StorageOpenError, AssertionError):
     """The file is not a Durus database (4.3 raised AssertionError)."""

@@ -10,7 +10,7 @@ questions are answered apart:
 
 Every name that a pickle uses passes `LoadingPolicy._search`, whatever the opcode.  The invariants:
 
-    * A class pickle is parsed, never executed.
+    * A class pickle is only read: what it names is neither imported nor called.
     * A pickle sets attributes (BUILD) only of objects that it has itself made: not of classes,
       functions and members of enums, which outlive it (`_Names`).
     * No module of the standard library is imported because a record names it.
@@ -159,7 +159,7 @@ def _parse_class_pickle(class_pickle: bytes) -> tuple[str, str, bool]:
     except Exception as error:
         kind = type(error) if isinstance(error, ObjectError) else ObjectError
         raise kind(f"{class_pickle[:100]!r} is no pickle of a class: {error}") from error
-    return *name, _has_old_names(class_pickle)
+    return name.module, name.qualname, _has_old_names(class_pickle)
 
 
 def name_in_class_pickle(class_pickle: bytes) -> tuple[str, str]:
