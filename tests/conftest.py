@@ -13,11 +13,16 @@ from scripts.wheels import build
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheels of all our distributions, each built from its sdist."""
+    """A folder with the wheels of our distributions, built from their sdists, and what they need."""
     folder = tmp_path_factory.mktemp("wheels")
-    for distribution in read_distributions().values():
+    distributions = read_distributions()
+    for distribution in distributions.values():
         sdist, _ = build(distribution.folder, folder)
         sdist.unlink()
+    for distribution in distributions.values():
+        for requirement in distribution.requirements:
+            if requirement.name not in distributions:
+                _fetch("download", "--dest", folder, str(requirement))
     return folder
 
 
@@ -52,7 +57,7 @@ def _fetch(*arguments: str | Path) -> None:
     pip = ["-m", "pip", "--disable-pip-version-check", "--quiet"]
     finished = run(sys.executable, *pip, *arguments, check=False)
     if finished.returncode != 0:
-        reason = f"Durus 4.3 cannot be fetched and built: pip says {finished.stderr.strip()}"
+        reason = f"pip cannot fetch {arguments[-1]}: {finished.stderr.strip()}"
         if os.environ.get("CI"):
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)

@@ -69,7 +69,15 @@ def test_installing_one_brings_only_what_it_requires(
     name: str, environments: Callable[[str], Environment]
 ) -> None:
     listed = json.loads(environments(name).pip("list", "--format", "json"))
-    assert {row["name"] for row in listed} == find_required(name)
+    others = {r.name for d in find_closure(name, DISTRIBUTIONS) for r in d.requirements}
+    assert {row["name"] for row in listed} == find_required(name) | others
+
+
+def test_only_the_tools_need_packages_of_others() -> None:
+    needing = {
+        d.name for d in DISTRIBUTIONS.values() for r in d.requirements if r.name not in NAMES
+    }
+    assert needing == {"durus-tools"}
 
 
 def test_a_client_needs_no_storage_layer() -> None:

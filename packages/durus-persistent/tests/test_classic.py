@@ -383,7 +383,6 @@ def test_a_commit_loads_no_more_than_the_old_record_and_what_is_newly_referred_t
     assert shared.loads == 1
     commit(adapter, {a: make_record(3, [b, c])})
     assert shared.loads == 3
-    commit(adapter, {b: make_record(3)})
     (new,) = adapter.reserve_oids(1)
     commit(adapter, {new: make_record(3)}, created=[new])
     assert shared.loads == 3

@@ -1,6 +1,7 @@
 """`FileStorage`: opening, the lock, other processes, temporary files, packing, classic calls."""
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -451,19 +452,60 @@ def test_a_conflict_is_found_however_long_ago_the_snapshot_was(
     assert result.changed is None
 
 
-def test_what_others_left_unmarked_is_taken_over_by_the_next_commit(path: Path) -> None:
+@pytest.fixture
+def unmarked(path: Path) -> tuple[Oid, Tid, int]:
+    """A file whose last commit was acknowledged, but a power cut took its mark: oid, tid, id."""
     with closing(FileStorage(path)) as storage:
         (a,) = create(storage, 1)
         transaction = make_transaction(storage.tid, {a: make_record("acknowledged")})
         tid = storage.commit(transaction).tid
     path.write_bytes(path.read_bytes()[:-44])
+    return a, tid, transaction.id
+
+
+def test_an_acknowledged_commit_without_its_mark_is_seen_and_marked_by_the_next_commit(
+    path: Path, unmarked: tuple[Oid, Tid, int]
+) -> None:
+    a, tid, transaction_id = unmarked
+    content = path.read_bytes()
+    for readonly in (True, False):
+        with closing(FileStorage(path, readonly=readonly)) as storage:
+            assert value(storage, a) == "acknowledged"
+            assert storage.tid == tid
+        assert path.read_bytes() == content
     with closing(FileStorage(path)) as storage:
-        assert value(storage, a) == 0
         with pytest.raises(WriteConflictError):
-            commit(storage, {a: make_record("lost update")})
-        assert value(storage, a) == "acknowledged"
-        assert storage.find(transaction.id) == tid
+            commit(storage, {a: make_record("lost update")}, since=Tid(tid - 1))
+        commit(storage, {a: make_record("next")})
+        assert storage.find(transaction_id) == tid
+    assert path.read_bytes()[: len(content)] == content
     assert list(verify_file(str(path))) == []
+    with closing(FileStorage(path, readonly=True)) as storage:
+        assert [value_of(r.record) for r in storage.revisions(a)] == ["next", "acknowledged", 0]
+
+
+def test_an_unmarked_commit_is_made_durable_before_it_is_seen(
+    path: Path, unmarked: tuple[Oid, Tid, int]
+) -> None:
+    class Failing(OperatingSystem):
+        def sync(self, fd: int) -> None:
+            raise OSError(errno.EIO, "sync failed")
+
+    for readonly in (True, False):
+        with pytest.raises(StorageError, match=r"sync failed|Input/output error"):
+            FileStorage(path, readonly=readonly, system=Failing()).snapshot()
+
+
+def test_a_reader_does_not_see_an_unmarked_commit_while_somebody_may_be_committing(
+    path: Path, unmarked: tuple[Oid, Tid, int]
+) -> None:
+    a, tid, _ = unmarked
+    with path.open("rb") as other, closing(FileStorage(path, readonly=True)) as reader:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert reader.snapshot().tid < tid
+        assert value(reader, a) == 0
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert value(reader, a) == "acknowledged"
 
 
 # Pack

@@ -119,8 +119,8 @@ class ClassicAdapter:
     def commit(self, transaction: Transaction) -> CommitResult:
         """Store the transaction with the classic calls.
 
-        For the check of references the old records of the objects are loaded, and those objects
-        that are referred to newly and are not written along.  References that stood there
+        To check that they exist, the old records of the objects are loaded, and those objects that
+        are referred to newly and are not written along.  References that stood there
         before are not checked: databases of 4.x may have dangling ones.
         """
         compress = serialize.WRITE_COMPRESSED_STATE_PICKLES  # asked each time: users may set it
@@ -129,12 +129,12 @@ class ClassicAdapter:
         with self._lock:
             self._check_open()
             existing = [oid for oid in transaction.created - self._reserved if self._exists(oid)]
-            dangling = self._find_dangling(writes, transaction.created)
+            absent, dangling = self._find_absent(writes, transaction.created)
             # After the loads, which may have brought more changes to light.
             changed = self._changes(since, self._tid)
             if changed is None:
                 raise WriteConflictError()
-            if conflicts := {*existing, *transaction.accessed.overlap(changed)}:
+            if conflicts := {*existing, *absent, *transaction.accessed.overlap(changed)}:
                 raise WriteConflictError(sorted(conflicts))
             if dangling:
                 raise DanglingReferenceError(sorted(dangling))
@@ -279,16 +279,21 @@ class ClassicAdapter:
         oid, record = record_from_classic(classic)
         return oid, Revision(self._changed_at.get(oid, NO_TID), record)
 
-    def _find_dangling(self, writes: Mapping[Oid, Record], created: frozenset[Oid]) -> set[Oid]:
-        """The objects that the transaction newly refers to and that do not exist."""
+    def _find_absent(
+        self, writes: Mapping[Oid, Record], created: frozenset[Oid]
+    ) -> tuple[set[Oid], set[Oid]]:
+        """What the transaction changes, and what it newly refers to, that does not exist."""
+        absent: set[Oid] = set()
         suspects: set[Oid] = set()
         for oid, record in writes.items():
             refs = {ref for ref in split_oids(record.refs) if ref not in writes}
-            if refs and oid not in created:
-                with contextlib.suppress(DurusKeyError):
+            if oid not in created:
+                try:
                     refs -= set(split_oids(unpack_record(self._load(oid))[2]))
+                except DurusKeyError:
+                    absent.add(oid)
             suspects |= refs
-        return {oid for oid in suspects if not self._exists(oid)}
+        return absent, {oid for oid in suspects if not self._exists(oid)}
 
     def _new_oid(self) -> Oid:
         return self._spare_oids.pop() if self._spare_oids else Oid(self._storage.new_oid())

@@ -152,7 +152,7 @@ class Storage(Protocol):
 
     @property
     def tid(self) -> Tid:
-        """The newest tid that is known in this process; cheap, asks nobody outside."""
+        """The newest tid that is known in this process; cheap, asks nobody outside, never fails."""
         ...
 
     @property
@@ -166,7 +166,8 @@ class Storage(Protocol):
         """Validate and append the transaction; durable when this returns.
 
         Raises WriteConflictError (naming the oids) when an accessed object was changed after the
-        transaction's snapshot or one to be created exists, DanglingReferenceError when a record
+        transaction's snapshot, when one to be created exists, or when another one that it writes
+        does not (a pack has removed it); DanglingReferenceError when a record
         refers to an object that neither exists nor is created, ReadOnlyError,
         StorageClosedError; with all of these nothing happened.  CommitOutcomeUnknownError when
         that cannot be said.
@@ -185,7 +186,10 @@ class Storage(Protocol):
         ...
 
     def close(self) -> None:
-        """Further calls raise StorageClosedError.  Closing twice is no error."""
+        """Further calls raise StorageClosedError, those of open snapshots too.
+
+        Closing twice is no error.
+        """
         ...
 
 

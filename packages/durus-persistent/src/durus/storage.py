@@ -335,14 +335,14 @@ class MemoryStorage(ClassicCalls):
             return _MemorySnapshot(self, tid)
 
     def commit(self, transaction: Transaction) -> CommitResult:
-        writes = transaction.writes
+        writes, created = transaction.writes, transaction.created
         with self._lock:
             self._check_open()
             since = transaction.snapshot_tid
             if since < self._forgotten_tid:  # a pack and very many changes came in between
                 raise WriteConflictError()
             # Set operators with a dictionary's keys would visit every object there is.
-            conflicts = {oid for oid in transaction.created if oid in self._revisions}
+            conflicts = {oid for oid in writes if (oid in self._revisions) == (oid in created)}
             conflicts.update(transaction.accessed.overlap(self._written(since, self._tid)))
             if conflicts:
                 raise WriteConflictError(sorted(conflicts))

@@ -341,6 +341,14 @@ class StorageContract:
             commit(storage, {ROOT_OID: make_record(1)}, created=[ROOT_OID], accessed=OidSet())
         assert _value(storage, a) == 0
 
+    def test_changing_an_object_that_does_not_exist_is_refused(self, storage: Storage) -> None:
+        (a,) = create(storage, 1)
+        (missing,) = storage.reserve_oids(1)
+        with pytest.raises(WriteConflictError) as caught:
+            commit(storage, {a: make_record(1), missing: make_record(1)})
+        assert caught.value.oids == [missing]
+        assert _value(storage, a) == 0
+
     def test_a_dangling_reference_is_refused(self, storage: Storage) -> None:
         (a,) = create(storage, 1)
         missing, new = storage.reserve_oids(2)
