@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 
 from durus.connection import Connection
-from durus.error import DurusError
+from durus.error import DurusError, ObjectError
 from durus.persistent import (
     GHOST,
     SAVED,
@@ -255,6 +255,43 @@ def test_state_of_persistent() -> None:
     assert obj.__getstate__() == {"a": 1}
     obj.__setstate__({"b": 2})
     assert obj.__getstate__() == {"b": 2}
+
+
+class WithProperty(Persistent):
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    @name.setter
+    def name(self, name: str) -> None:
+        raise NotImplementedError
+
+
+def test_a_state_calls_no_properties_and_sets_nothing_of_the_machinery() -> None:
+    for obj in (WithProperty(), SlottedWithDict()):
+        state = {"name": "x", "_p_oid": b"12345678", "_p_status": 7, "__class__": int}
+        obj.__setstate__(state)
+        assert (obj._p_oid, obj._p_status) == (None, UNSAVED)
+        assert type(obj) in (WithProperty, SlottedWithDict)
+        assert obj.__getstate__() == state
+    with pytest.raises(AttributeError):
+        Slotted().__setstate__({"_p_oid": b"12345678"})
+
+
+def test_a_state_that_is_no_dict_is_refused() -> None:
+    with pytest.raises(ObjectError, match="no dict"):
+        Slotted().__setstate__(["a"])  # type: ignore[arg-type]  # as a damaged record might
+
+
+def test_slots_of_a_base_class_are_part_of_the_state() -> None:
+    class Derived(Slotted):
+        __slots__ = "c"
+
+        c: int
+
+    obj = Derived()
+    obj.a, obj.c = 1, 2
+    assert obj.__getstate__() == {"a": 1, "c": 2}
 
 
 def test_state_of_slots() -> None:

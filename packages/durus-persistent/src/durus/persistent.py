@@ -29,10 +29,10 @@ The state layouts are those of Durus 4.3, so either can load what the other stor
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from durus import _guard as _guard
-from durus.error import DurusError, format_oid
+from durus.error import DurusError, ObjectError, format_oid
 from durus.interfaces import Oid, Tid
 
 __all__ = [
@@ -167,6 +167,8 @@ class PersistentObject(PersistentBase):
 
     __slots__ = ("__weakref__",)
 
+    _p_data_slots: ClassVar[tuple[str, ...]] = ()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A frozen dataclass makes its __setattr__ and __delattr__ refuse, after the class is
@@ -176,16 +178,12 @@ class PersistentObject(PersistentBase):
             overridden = (d for d in inherited if d not in (None, _base_delattr))
             type.__setattr__(cls, "__delattr__", next(overridden, _base_delattr))
 
+        # The same names may stand in a base class and, empty, in this one.
+        cls._p_data_slots = tuple(dict.fromkeys(_gen_slots(cls)))
+
     def _p_gen_data_slots(self) -> Iterator[str]:
         """The names of the data slots that have values; loads nothing."""
-        for cls in type(self).__mro__:
-            if cls is PersistentBase:
-                continue
-            slots = cls.__dict__.get("__slots__", ())
-            for slot in (slots,) if isinstance(slots, str) else slots:
-                name = _mangle(cls, slot)
-                if name not in ("__weakref__", "__dict__") and _hasattribute(self, name):
-                    yield name
+        return (name for name in self._p_data_slots if _hasattribute(self, name))
 
     def __getstate__(self) -> Any:
         if self._p_status == GHOST:
@@ -196,13 +194,29 @@ class PersistentObject(PersistentBase):
         return state
 
     def __setstate__(self, state: Mapping[str, Any] | None) -> None:
-        if _hasattribute(self, "__dict__"):
-            _getattribute(self, "__dict__").clear()
-        for name in list(self._p_gen_data_slots()):
-            _delattribute(self, name)
-        if state is not None:
-            for name, value in state.items():
+        """Replace the state; None empties it.  Neither load nor note anything."""
+        attributes = _getattribute(self, "__dict__") if _hasattribute(self, "__dict__") else None
+        if attributes is not None:
+            attributes.clear()
+        slots = self._p_data_slots
+        for name in slots:
+            if _hasattribute(self, name):
+                _delattribute(self, name)
+        if not state:
+            return
+        if not isinstance(state, dict):
+            raise ObjectError(f"the state of <{self._p_identity()}> is no dict: {type(state)}")
+        if attributes is not None and not slots:
+            attributes.update(state)
+            return
+        for name, value in state.items():
+            # Not simply setattr: a record must not set _p_oid, or call a property.
+            if name in slots:
                 _setattribute(self, name, value)
+            elif attributes is not None:
+                attributes[name] = value
+            else:
+                raise AttributeError(f"{type(self).__qualname__!r} objects have no slot {name!r}")
 
     def _p_identity(self) -> str:
         """The class and the oid (or the address): what repr shows without loading anything."""
@@ -277,12 +291,16 @@ class PersistentObject(PersistentBase):
         return self._p_connection
 
 
-def _mangle(cls: type, slot: str) -> str:
-    """The attribute's real name for a slot: private names are mangled with the class's."""
-    if slot.startswith("__") and not slot.endswith("__"):
-        stripped = cls.__name__.lstrip("_")
-        return f"_{stripped}{slot}" if stripped else slot
-    return slot
+def _gen_slots(cls: type) -> Iterator[str]:
+    """The names under which the slots of `cls` that hold state are attributes."""
+    for base in cls.__mro__:
+        slots = () if base is PersistentBase else base.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name in ("__weakref__", "__dict__"):
+                continue
+            if name.startswith("__") and not name.endswith("__"):  # Python mangles it
+                name = f"_{base.__name__.lstrip('_')}{name}"
+            yield name
 
 
 class Persistent(PersistentObject):
@@ -295,11 +313,9 @@ class Persistent(PersistentObject):
         if self._p_status == GHOST:
             self._p_load_state()
         state: dict[str, Any] = _getattribute(self, "__dict__")
-        in_slots = {name: _getattribute(self, name) for name in self._p_gen_data_slots()}
-        return {**state, **in_slots} if in_slots else state
-
-    def __setstate__(self, state: Mapping[str, Any] | None) -> None:
-        PersistentObject.__setstate__(self, state)
+        if not self._p_data_slots:
+            return state
+        return {**state, **{name: _getattribute(self, name) for name in self._p_gen_data_slots()}}
 
 
 class ComputedAttribute(PersistentObject, Generic[T]):
