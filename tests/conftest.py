@@ -13,7 +13,7 @@ from scripts.wheels import build
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheels of our distributions, built from their sdists, and what they need."""
+    """A folder with our wheels, built from the sdists, and those that they need."""
     folder = tmp_path_factory.mktemp("wheels")
     distributions = read_distributions()
     for distribution in distributions.values():

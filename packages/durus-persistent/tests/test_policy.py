@@ -25,12 +25,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from durus.class_pickle import name_in_class_pickle
 from durus.connection import Connection
 from durus.error import ClassNotAllowedError, MissingClassError, ObjectError
 from durus.interfaces import Oid
+from durus.missing import MissingObject
 from durus.persistent import Persistent, PersistentBase, PersistentObject, is_ghost
 from durus.persistent_dict import PersistentDict
-from durus.policy import LoadingPolicy, MissingObject, name_in_class_pickle
+from durus.policy import LoadingPolicy
 from durus.storage import MemoryStorage
 
 OID = Oid(bytes(7) + b"\x05")

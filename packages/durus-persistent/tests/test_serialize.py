@@ -17,9 +17,9 @@ from durus.error import (
     UnstorableError,
 )
 from durus.interfaces import ROOT_OID, Oid
+from durus.missing import MissingObject
 from durus.persistent import ConnectionBase, Persistent, PersistentObject, is_ghost
 from durus.persistent_list import PersistentList
-from durus.policy import MissingObject
 from durus.record import pack_record, split_oids, unpack_record
 from durus.serialize import ObjectReader, ObjectWriter
 from durus.storage import MemoryStorage

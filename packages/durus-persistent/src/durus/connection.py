@@ -39,6 +39,7 @@ from durus.interfaces import (
     Tid,
     Transaction,
 )
+from durus.missing import MissingObject
 from durus.persistent import (
     GHOST,
     ConnectionBase,
@@ -46,7 +47,7 @@ from durus.persistent import (
     _setattribute,
 )
 from durus.persistent_dict import PersistentDict
-from durus.policy import LoadingPolicy, MissingObject
+from durus.policy import LoadingPolicy
 from durus.serialize import ObjectReader, ObjectWriter
 from durus.storage import Storage as ClassicStorage
 from durus.storage import open_storage

@@ -23,13 +23,14 @@ from durus.error import (
     UnstorableError,
 )
 from durus.interfaces import Oid, Record
+from durus.missing import MissingObject
 from durus.persistent import (
     ObjectConnection,
     PersistentBase,
     PersistentObject,
     _setattribute,
 )
-from durus.policy import LoadingPolicy, MissingObject
+from durus.policy import LoadingPolicy
 from durus.record import (
     extract_class_name,
     join_record,
@@ -201,7 +202,7 @@ class ObjectWriter:
             )
         except ObjectError as error:
             raise UnstorableError(
-                f"<{obj._p_identity()}> could not be loaded again, so it was not stored.  {error}"
+                f"it could not be loaded again, so nothing was stored.  {error}"
             ) from error
         self._known_loadable |= self._to_try
         self._to_try.clear()

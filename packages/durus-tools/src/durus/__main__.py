@@ -14,11 +14,11 @@ from typing import ParamSpec, TypeVar
 
 import click
 
+from durus.class_pickle import name_in_class_pickle
 from durus.crawl import crawl_snapshot
 from durus.error import DurusError
 from durus.file_storage import FileStorage
 from durus.log_verify import verify_file
-from durus.policy import name_in_class_pickle
 
 __all__ = ["main"]
 
