@@ -8,7 +8,7 @@ at transaction boundaries, by making the objects that were not accessed for long
 import logging
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from weakref import KeyedRef, ref
 
 from durus.interfaces import Oid
@@ -118,11 +118,21 @@ class Cache:
     def get_instance(self, oid: Oid, cls: type[P], connection: ObjectConnection) -> P:
         """The object with this oid, or a new ghost of class `cls`.
 
-        The class differs from the one that was known when a storage of Durus 4.x reuses an oid.
+        The class in a reference may be an old one: until all references were stored again after
+        an object has changed its class.  So an object whose state is here keeps its class, and a
+        ghost takes the other one until it is loaded.  A second object is made only when its
+        layout does not let it: when a storage of Durus 4.x has used an oid again.
         """
-        obj = self.objects.get(oid)
-        if obj is not None and obj.__class__ is cls:
-            return obj
+        obj: Any = self.objects.get(oid)
+        if obj is not None:
+            if obj.__class__ is cls or obj._p_status != GHOST:
+                return cast(P, obj)
+            try:
+                obj.__class__ = cls
+            except TypeError:
+                pass
+            else:
+                return cast(P, obj)
         ghost: P = PersistentBase.__new__(cls)
         _setattribute(ghost, "_p_oid", oid)
         _setattribute(ghost, "_p_connection", connection)
@@ -135,12 +145,6 @@ class Cache:
 
     def __setitem__(self, oid: Oid, obj: PersistentObject) -> None:
         self.objects[oid] = obj
-
-    def __delitem__(self, oid: Oid) -> None:
-        obj = self.objects.get(oid)
-        if obj is not None:
-            self.recent_objects.discard(obj)
-            del self.objects[oid]
 
     def __iter__(self) -> Iterator[PersistentObject]:
         for oid in self.objects:

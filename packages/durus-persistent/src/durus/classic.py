@@ -37,6 +37,7 @@ from durus.interfaces import (
     Revision,
     Tid,
     Transaction,
+    check_created,
 )
 from durus.record import record_from_classic, record_to_classic, split_oids, unpack_record
 from durus.storage import Storage
@@ -128,6 +129,7 @@ class ClassicAdapter:
         since = transaction.snapshot_tid
         with self._lock:
             self._check_open()
+            check_created(transaction.created)
             existing = [oid for oid in transaction.created - self._reserved if self._exists(oid)]
             absent, dangling = self._find_absent(writes, transaction.created)
             # After the loads, which may have brought more changes to light.

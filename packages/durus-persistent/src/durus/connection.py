@@ -16,16 +16,19 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast, overload
 
 from durus.cache import Cache, ObjectDictionary, ReferenceContainer
 from durus.classic import as_storage
 from durus.error import (
     CommitOutcomeUnknownError,
+    ConflictError,
+    DurusError,
     DurusKeyError,
     ReadConflictError,
     ReadOnlyError,
     StorageError,
+    UnstorableError,
     WriteConflictError,
     WrongClassError,
 )
@@ -67,6 +70,8 @@ else:
     R = TypeVar("R", bound=PersistentObject)
 
 P = TypeVar("P", bound=PersistentObject)
+
+_PICKLED_AGAIN_MAX: Final = 10
 
 __all__ = [
     "ROOT_OID",
@@ -143,6 +148,7 @@ class Connection(ConnectionBase, Generic[R]):
         self.user = ""
         self.note = ""
         self._spare_oids: list[Oid] = []
+        self._writer: ObjectWriter | None = None
         self._view = View(self._storage, self._forget)
         try:
             self.root: R = self._open_root(root_class)
@@ -221,7 +227,10 @@ class Connection(ConnectionBase, Generic[R]):
         Without `cls`: None when there is no such object.  With it: the object, typed;
         DurusKeyError when there is none, WrongClassError when it is of another class.
         """
-        key = Oid(oid.to_bytes(8, "big")) if isinstance(oid, int) else Oid(bytes(oid))
+        if isinstance(oid, int):
+            # A number that is no oid is one that no object has.
+            oid = oid.to_bytes(8) if 0 <= oid < 2**64 else b""
+        key = Oid(bytes(oid))
         obj = self.cache.get(key)
         if obj is None:
             try:
@@ -272,7 +281,14 @@ class Connection(ConnectionBase, Generic[R]):
         self._fill(obj, revision)
 
     def _fill(self, obj: PersistentObject, revision: Revision) -> None:
+        assert obj._p_oid is not None
+        snapshot = self._view.snapshot
         self.reader.load_state(obj, revision.record)
+        while self._view.snapshot is not snapshot:
+            # A __setstate__ has loaded other objects, and the view moved on to newer ones.
+            snapshot = self._view.snapshot
+            revision = self._view.load(obj._p_oid)
+            self.reader.load_state(obj, revision.record)
         _setattribute(obj, "_p_tid", revision.tid)
         obj._p_set_status_saved()
 
@@ -313,46 +329,71 @@ class Connection(ConnectionBase, Generic[R]):
         """Commit these objects and the new ones that they lead to."""
         if self._storage.readonly:
             raise ReadOnlyError(f"{self.storage} is open read-only; abort() gives the changes up")
-        writer = ObjectWriter(self, self.reader.policy)
-        written: list[PersistentObject] = []
-        writes: dict[Oid, Record] = {}
+        if self._writer is not None:
+            raise UnstorableError("commit() was called by a __getstate__, in the middle of another")
+        writer = self._writer = ObjectWriter(self, self.reader.policy)
         try:
-            queue = deque(objects)
-            while queue:
-                obj = queue.popleft()
-                known = len(writer.new_objects)
-                record = writer.make_record(obj)
-                assert obj._p_oid is not None
-                writes[obj._p_oid] = record
-                written.append(obj)
-                queue.extend(new for new in writer.new_objects[known:] if new is not obj)
-                if not queue:  # a __getstate__ may have changed more objects
-                    queue.extend(obj for oid, obj in self.changed.items() if oid not in writes)
-            created = frozenset(obj._p_oid for obj in writer.new_objects if obj._p_oid is not None)
+            written = self._make_records(writer, objects)
+            created = [obj._p_oid for obj in writer.new_objects if obj._p_oid is not None]
             result = self._storage.commit(
                 Transaction(
                     id=int.from_bytes(os.urandom(8), "big"),
                     snapshot_tid=self._view.snapshot.tid,
                     accessed=self._view.accessed,
-                    created=created,
-                    writes=writes,
+                    created=frozenset(created),
+                    writes={oid: record for oid, (_, record) in written.items()},
                     time_ns=time.time_ns(),
                     user=self.user,
                     note=self.note,
                 )
             )
         except BaseException as error:
+            for obj in writer.new_objects:
+                self.cache.recent_objects.discard(obj)
+                self.changed.pop(cast(Oid, obj._p_oid), None)
             oids = writer.forget_new_objects()
-            if not isinstance(error, CommitOutcomeUnknownError):
+            if _nothing_happened(error, oids):
                 self._spare_oids.extend(reversed(oids))
             raise
-        for obj in written:
+        finally:
+            self._writer = None
+        # With the new objects among the changed ones, an interrupt in here loses nothing: what is
+        # still marked as changed conflicts with this commit, and abort() makes it a ghost.
+        self.changed.update((oid, obj) for oid, (obj, _) in written.items())
+        for oid, (obj, _) in written.items():
+            self.cache[oid] = obj
             _setattribute(obj, "_p_tid", result.tid)
             obj._p_set_status_saved()
-            assert obj._p_oid is not None
-            self.cache[obj._p_oid] = obj
         self.changed.clear()
         return result
+
+    def _make_records(
+        self, writer: ObjectWriter, objects: Iterable[PersistentObject]
+    ) -> dict[Oid, tuple[PersistentObject, Record]]:
+        """Pickle these objects and the new ones that they lead to; their status stays as it is."""
+        written: dict[Oid, tuple[PersistentObject, Record]] = {}
+        queue = deque(objects)
+        try:
+            for _ in range(_PICKLED_AGAIN_MAX):
+                while queue:
+                    obj = queue.popleft()
+                    known = len(writer.new_objects)
+                    record = writer.make_record(obj)
+                    assert obj._p_oid is not None
+                    written[obj._p_oid] = obj, record
+                    # For now, so that a change by the __getstate__ of another one is noticed.
+                    obj._p_set_status_saved()
+                    queue.extend(new for new in writer.new_objects[known:] if new is not obj)
+                queue.extend(obj for obj in self.changed.values() if obj._p_is_unsaved())
+                if not queue:
+                    return written
+            raise UnstorableError(
+                f"<{queue[0]._p_identity()}> was changed again and again by the __getstate__ of "
+                "objects that were being stored"
+            )
+        finally:
+            for obj, _ in written.values():
+                obj._p_set_status_unsaved()
 
     def new_oid(self) -> Oid:
         """An oid for a new object."""
@@ -368,7 +409,7 @@ class Connection(ConnectionBase, Generic[R]):
     def _begin(self, result: CommitResult | None = None) -> None:
         """Begin the next transaction, after a commit with `result`."""
         if result is None:
-            self._view.renew()
+            self._view.begin()
         else:
             self._view.finish(result)
         self.note = ""
@@ -418,12 +459,20 @@ class Connection(ConnectionBase, Generic[R]):
         return root
 
 
+def _nothing_happened(error: BaseException, created: list[Oid]) -> bool:
+    """Whether a commit that failed like this has certainly not stored the created objects."""
+    if isinstance(error, ConflictError):  # when an oid was taken, it must not be tried again
+        return error.oids is not None and not set(created).intersection(error.oids)
+    return isinstance(error, DurusError) and not isinstance(error, CommitOutcomeUnknownError)
+
+
 def touch_every_reference(connection: Connection[Any], *words: str | bytes) -> None:
     """Mark every object as changed whose class or state pickle contains one of the words.
 
     After a class was renamed or moved, this and a commit renew the references to it.
     """
     _require_connection(connection, "touch_every_reference(connection, 'OldClass')")
+    connection._view.accessed.add_everything()
     searched = [word.encode() if isinstance(word, str) else word for word in words]
     found = [
         oid
@@ -438,9 +487,10 @@ def gen_every_instance(connection: Connection[Any], *classes: type[P]) -> Iterat
     """Every stored object that is an instance of one of the classes or of their subclasses.
 
     The names of the classes are compared, and those of subclasses that are already imported;
-    nothing is imported.  This reads every record.
+    nothing is imported.  This reads every record, and so every object counts as accessed.
     """
     _require_connection(connection, "gen_every_instance(connection, OldClass)")
+    connection._view.accessed.add_everything()
     for oid, (_, record) in connection._view.crawl():
         cls = connection.reader.policy.find_imported_class(record.class_pickle)
         if cls is not None and issubclass(cls, classes):

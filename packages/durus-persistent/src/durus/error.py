@@ -153,7 +153,8 @@ class DanglingReferenceError(StorageError):
     def __str__(self) -> str:
         return (
             f"the transaction refers to objects that do not exist, oids={_format_oids(self.oids)}"
-            ": they were removed by a pack since they were loaded.  abort() and start again"
+            ".  A pack has removed them since they were loaded: abort(), and make new ones of what "
+            "is still needed"
         )
 
 

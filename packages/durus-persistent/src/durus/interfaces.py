@@ -22,6 +22,7 @@ from durus import _guard as _guard
 __all__ = [
     "CHANGES_MAX",
     "NO_TID",
+    "OID_LIMIT",
     "ROOT_OID",
     "AccessedOids",
     "CommitResult",
@@ -36,6 +37,7 @@ __all__ = [
     "StorageOpener",
     "Tid",
     "Transaction",
+    "check_created",
 ]
 
 Oid = NewType("Oid", bytes)
@@ -47,6 +49,9 @@ Tid = NewType("Tid", int)
 ROOT_OID: Final = Oid(bytes(8))
 NO_TID: Final = Tid(0)
 """The tid of a database that has no transaction yet."""
+
+OID_LIMIT: Final = 2**48
+"""Oids are smaller; they are handed out one after the other, so none comes near it."""
 
 CHANGES_MAX: Final = 100_000
 """More changed oids than this are not listed: the cache is dropped instead."""
@@ -100,6 +105,15 @@ class Transaction:
     """Wall clock, nanoseconds since 1970."""
     user: str = ""
     note: str = ""
+
+    def __post_init__(self) -> None:
+        for text in (self.user, self.note):
+            if not isinstance(text, str):
+                raise ValueError(f"the user and the note of a transaction are texts, not {text!r}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{text!r} cannot be stored as a user or note: {error}") from error
 
 
 class CommitResult(NamedTuple):
@@ -167,7 +181,8 @@ class Storage(Protocol):
 
         Raises WriteConflictError (naming the oids) when an accessed object was changed after the
         transaction's snapshot, when one to be created exists, or when another one that it writes
-        does not (a pack has removed it); DanglingReferenceError when a record
+        does not (a pack has removed it); ValueError when an oid to be created is not less than
+        `OID_LIMIT`; DanglingReferenceError when a record
         refers to an object that neither exists nor is created, ReadOnlyError,
         StorageClosedError; with all of these nothing happened.  CommitOutcomeUnknownError when
         that cannot be said.
@@ -234,3 +249,10 @@ class StorageOpener(Protocol):
     def __call__(self, uri: str, *, readonly: bool, create: bool) -> Storage:
         """Open the storage that `uri` names; for the scheme 'file' it is a plain path."""
         ...
+
+
+def check_created(created: Iterable[Oid]) -> None:
+    """ValueError if one of the oids is so large that nothing could count on from there."""
+    for oid in created:
+        if len(oid) != 8 or int.from_bytes(oid) >= OID_LIMIT:
+            raise ValueError(f"{oid!r} is no oid: 8 bytes, and less than 2**48 as a number")

@@ -10,6 +10,7 @@ import pickle
 import warnings
 from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final, NoReturn, Protocol
@@ -209,7 +210,9 @@ class ObjectWriter:
 
     def _refuse(self, obj: PersistentObject, error: Exception) -> NoReturn:
         """Raise an UnstorableError that says where in the state the value is."""
-        where = "".join(f", {step}" for step in _find_unstorable(obj.__getstate__()))
+        where = ""
+        with suppress(Exception):  # it is __getstate__ itself that fails
+            where = "".join(f", {step}" for step in _find_unstorable(obj.__getstate__()))
         raise UnstorableError(
             f"the state of <{obj._p_identity()}>{where} cannot be pickled: {error}.  Change it, or "
             "abort(); nothing was stored"
@@ -221,7 +224,7 @@ class ObjectWriter:
         return join_record(record), record.refs
 
 
-def _find_unstorable(value: object, name: str = "attribute") -> Iterator[str]:
+def _find_unstorable(value: object, name: str = "attribute", depth: int = 10) -> Iterator[str]:
     """The way to a value that cannot be pickled: attribute, key or index, and its type."""
     parts: Iterable[tuple[object, object]] = ()
     if isinstance(value, dict):
@@ -233,8 +236,8 @@ def _find_unstorable(value: object, name: str = "attribute") -> Iterator[str]:
             _ReferencePickler(io.BytesIO(), PICKLE_PROTOCOL).dump(part)
         except Exception:
             yield f"{name} {step!r} ({type(part).__name__})"
-            if not isinstance(part, PersistentBase):
-                yield from _find_unstorable(part, "item")
+            if depth:
+                yield from _find_unstorable(part, "item", depth - 1)
             return
 
 
@@ -311,7 +314,10 @@ class ObjectReader:
                 ) from error
         self.load_count += 1
         state = self.policy.load_state(record.state_pickle, self._persistent_load, obj._p_oid, cls)
-        obj.__setstate__(state)
+        try:
+            obj.__setstate__(state)
+        except AttributeError as error:  # which hasattr(obj, name) would take for an answer
+            raise ObjectError(f"<{obj._p_identity()}> cannot take its state: {error}") from error
 
     def get_ghost(self, data: bytes) -> PersistentObject:
         """A ghost of the class in the first part of a classic record, without oid."""

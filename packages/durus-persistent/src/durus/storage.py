@@ -38,6 +38,7 @@ from durus.interfaces import (
     Revision,
     Tid,
     Transaction,
+    check_created,
 )
 from durus.opening import open_storage
 from durus.record import (
@@ -341,6 +342,7 @@ class MemoryStorage(ClassicCalls):
             since = transaction.snapshot_tid
             if since < self._forgotten_tid:  # a pack and very many changes came in between
                 raise WriteConflictError()
+            check_created(created)
             # Set operators with a dictionary's keys would visit every object there is.
             conflicts = {oid for oid in writes if (oid in self._revisions) == (oid in created)}
             conflicts.update(transaction.accessed.overlap(self._written(since, self._tid)))

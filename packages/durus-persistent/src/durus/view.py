@@ -7,10 +7,11 @@ to the newest transaction and `forget` is called with what changed; or ReadConfl
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from durus.crawl import crawl, refs_of_revision
-from durus.error import ReadConflictError, StorageClosedError
-from durus.interfaces import ROOT_OID, CommitResult, Oid, Revision, Snapshot, Storage, Tid
+from durus.error import DurusKeyError, ReadConflictError, StorageClosedError, StorageError
+from durus.interfaces import ROOT_OID, CommitResult, Oid, Revision, Snapshot, Storage
 from durus.oid_set import OidSet
 
 __all__ = ["View"]
@@ -26,6 +27,7 @@ class View:
         self.storage = storage
         self.accessed = OidSet()
         self._forget = forget
+        self._closed = False
         self._snapshot: Snapshot | None = None
         self._use(storage.snapshot())
 
@@ -33,32 +35,46 @@ class View:
     def snapshot(self) -> Snapshot:
         """The snapshot; StorageClosedError after close()."""
         if self._snapshot is None:
-            raise StorageClosedError(f"the connection to {self.storage} is closed")
+            if self._closed:
+                raise StorageClosedError(f"the connection to {self.storage} is closed")
+            self._renew()
+            assert self._snapshot is not None
         return self._snapshot
 
     def _use(self, snapshot: Snapshot) -> None:
-        if self._snapshot is not None:
-            self._snapshot.close()
+        self._drop_snapshot()
         self._snapshot = snapshot
+        self._tid = snapshot.tid
+        """What the connection's objects are up to date with: S, or what it committed after it."""
         # What others committed after S, as far as it was asked for (None: too much to tell).
         self._changed: frozenset[Oid] | None = frozenset()
         self._changed_until = snapshot.tid
 
-    def renew(self, since: Tid | None = None) -> None:
-        """Begin a new transaction on the newest snapshot.
+    def _drop_snapshot(self) -> None:
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
 
-        since: the tid that the connection's objects are up to date with, if not S.
-        """
-        tid = self.snapshot.tid if since is None else since
+    def _renew(self) -> None:
         newest = self.storage.snapshot()
-        self._forget(self.storage.changes(tid, newest.tid))
+        self._forget(self.storage.changes(self._tid, newest.tid))
         self._use(newest)
+
+    def begin(self) -> None:
+        """Begin a new transaction, on the newest snapshot."""
+        if self._closed:
+            raise StorageClosedError(f"the connection to {self.storage} is closed")
+        self._renew()
         self.accessed = OidSet()
 
     def finish(self, result: CommitResult) -> None:
-        """Begin a new transaction after a commit."""
+        """Begin a new transaction after a commit; this does not fail, for the commit did not."""
+        self._drop_snapshot()
+        self.accessed = OidSet()
         self._forget(result.changed)
-        self.renew(result.tid)
+        self._tid = result.tid
+        with suppress(StorageError, OSError):  # then it is tried again when it is needed
+            self._renew()
 
     def load(self, oid: Oid) -> Revision:
         """The revision of `oid` to read.  ReadConflictError, DurusKeyError, CorruptionError."""
@@ -75,11 +91,16 @@ class View:
         """Everything that can be reached from `start_oid`, breadth first."""
         return crawl(self._load_many, refs_of_revision, start_oid, batch_size)
 
-    def _load_many(self, oids: list[Oid]) -> list[tuple[Oid, Revision]]:
+    def _load_many(self, oids: list[Oid]) -> Iterator[tuple[Oid, Revision]]:
         for oid in oids:
             self._check(oid)
-        # A list: before all of them are used, a commit may have closed the snapshot.
-        return list(self.snapshot.load_many(oids))
+        snapshot = self.snapshot
+        for oid, revision in list(snapshot.load_many(oids)):
+            if self._snapshot is snapshot:
+                yield oid, revision
+            else:  # while we yielded, somebody went on to a newer one
+                with suppress(DurusKeyError):
+                    yield oid, self.load(oid)
 
     def _check(self, oid: Oid) -> None:
         """Move on, or conflict, if `oid` was changed after S."""
@@ -101,6 +122,5 @@ class View:
 
     def close(self) -> None:
         """Let the storage forget what only this view sees."""
-        if self._snapshot is not None:
-            self._snapshot.close()
-            self._snapshot = None
+        self._closed = True
+        self._drop_snapshot()

@@ -37,6 +37,7 @@ from durus.error import (
 from durus.interfaces import (
     CHANGES_MAX,
     NO_TID,
+    OID_LIMIT,
     ROOT_OID,
     AccessedOids,
     CommitResult,
@@ -340,6 +341,14 @@ class StorageContract:
         with pytest.raises(WriteConflictError):
             commit(storage, {ROOT_OID: make_record(1)}, created=[ROOT_OID], accessed=OidSet())
         assert _value(storage, a) == 0
+
+    def test_creating_an_oid_beyond_the_limit_is_refused(self, storage: Storage) -> None:
+        for number in (OID_LIMIT, 2**64 - 1):
+            oid = Oid(number.to_bytes(8))
+            with pytest.raises(ValueError, match="no oid"):
+                commit(storage, {oid: make_record(1)}, created=[oid])
+        (oid,) = storage.reserve_oids(1)
+        assert int.from_bytes(oid) < 100
 
     def test_changing_an_object_that_does_not_exist_is_refused(self, storage: Storage) -> None:
         (a,) = create(storage, 1)
