@@ -4,7 +4,7 @@
 from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, assert_type
+from typing import Any, Generic, TypeVar, assert_type
 
 from durus.btree import BNode8, BTree
 from durus.persistent import (
@@ -19,6 +19,8 @@ from durus.persistent_dict import PersistentDict
 from durus.persistent_list import PersistentList
 from durus.persistent_set import PersistentSet
 
+T = TypeVar("T")
+
 
 @dataclass(eq=False, repr=False)
 class Account(Persistent):
@@ -32,6 +34,13 @@ class Account(Persistent):
 class Limits(PersistentObject):
     daily: int
     monthly: int | None = None
+
+
+@dataclass(eq=False, repr=False)
+class Group(Persistent, Generic[T]):
+    names: PersistentSet[T] = field(default_factory=PersistentSet[T])
+    members: PersistentList[T] = field(default_factory=PersistentList[T])
+    ranks: BTree[str, T] = field(default_factory=BTree[str, T])
 
 
 class Bank(Persistent):

@@ -425,10 +425,25 @@ def test_keys_that_are_neither_less_nor_equal_nor_greater_are_refused() -> None:
     sets = make_tree([frozenset({1})])
     with pytest.raises(KeyOrderError, match="neither"):
         sets.add(frozenset({2}))
+
+
+def test_nan_in_a_tuple_is_refused() -> None:
+    nan = float("nan")
     tuples = make_tree([(1.0, "a"), (2.0, "b")])
-    with pytest.raises(KeyOrderError, match="neither"):
-        tuples.add((float("nan"), "c"))
+    for key in ((nan, "c"), (1.0, (nan,))):
+        for use in (tuples.add, tuples.get, tuples.items_from, tuples.items_backward_from):
+            with pytest.raises(KeyOrderError):
+                use(key)
+        with pytest.raises(KeyOrderError):
+            make_tree([]).add(key)
     assert len(tuples) == 2
+
+
+def test_an_unordered_end_of_a_range_is_refused() -> None:
+    tree: BTree[Any, int] = BTree()
+    tree.update({(i, i): i for i in range(3)})
+    with pytest.raises(KeyOrderError):
+        list(tree.items_range((0, 0), (1, None)))
 
 
 def test_keys_need_nothing_but_less_and_equal() -> None:

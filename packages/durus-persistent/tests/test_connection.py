@@ -18,12 +18,13 @@ from durus.error import (
     ConflictError,
     DurusKeyError,
     ForeignReferenceError,
+    ObjectError,
     ReadConflictError,
     StorageClosedError,
     UnstorableError,
     WriteConflictError,
 )
-from durus.interfaces import CommitResult, Transaction
+from durus.interfaces import CommitResult, Snapshot, Tid, Transaction
 from durus.persistent import Persistent, PersistentObject, oid_of
 from durus.persistent_dict import PersistentDict
 from durus.persistent_list import PersistentList
@@ -389,6 +390,81 @@ def test_new_objects_do_not_conflict(storage: MemoryStorage) -> None:
     assert first.root["B"].next.value == "second"
 
 
+def test_scanning_for_instances_is_an_access_of_everything(storage: MemoryStorage) -> None:
+    first, second = two_connections(storage)
+    for connection in (first, second):
+        connection.root["B"].value = sum(1 for _ in gen_every_instance(connection, Node))
+    second.root["A"].next = Node()
+    second.commit()
+    with pytest.raises(WriteConflictError):
+        first.commit()
+
+
+def test_a_crawler_does_not_bring_old_states_into_a_new_transaction(
+    storage: MemoryStorage,
+) -> None:
+    _, second = two_connections(storage)
+    third: Connection[Any] = Connection(storage)
+    crawler = third.get_crawler()
+    next(crawler)
+    second.root["A"].value = second.root["B"].value = 7
+    second.commit()
+    third.abort()
+    list(crawler)
+    assert (third.root["A"].value, third.root["B"].value) == (7, 7)
+
+
+class Greedy(Node):
+    """Loads its victim while it is itself being loaded."""
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if state:
+            before_loading[0]()
+            self.seen = state["next"].value  # no change: this is the state
+
+
+before_loading: list[Any] = [lambda: None]
+
+
+def test_a_state_is_not_older_than_what_its_setstate_has_loaded(storage: MemoryStorage) -> None:
+    first, second = two_connections(storage)
+    first.root["A"].next = Greedy(1, first.root["B"])
+    first.commit()
+    first.abort()
+    second.abort()
+    greedy = first.root["A"].next
+    first.abort()
+    greedy._p_set_status_ghost()
+    first.root["B"]._p_set_status_ghost()
+    first.abort()
+
+    def change_both() -> None:
+        before_loading[0] = lambda: None
+        second.root["A"].next.value = second.root["B"].value = 2
+        second.commit()
+
+    before_loading[0] = change_both
+    assert (greedy.value, first.root["B"].value) == (2, 2)
+    assert not first.changed
+
+
+def test_an_object_that_changed_its_class_stays_one_object(storage: MemoryStorage) -> None:
+    connection: Connection[Any] = Connection(storage)
+    connection.root["x"] = x = Node(1)
+    connection.commit()
+    x.__class__ = Special
+    x._p_note_change()
+    connection.commit()
+    connection.root._p_set_status_ghost()  # its reference still says Node
+    assert connection.root["x"] is x
+    assert type(x) is Special
+    other: Connection[Any] = Connection(storage)
+    again = other.root["x"]
+    assert again.value == 1
+    assert type(again) is Special
+
+
 # Failures leave everything as it was.
 
 
@@ -482,6 +558,205 @@ def test_an_oid_of_a_failed_commit_is_used_by_the_next(connection: Connection) -
     connection.root["it"] = node = Node(1)
     connection.commit()
     assert oid_of(node) == b"\0\0\0\0\0\0\0\1"
+
+
+def test_objects_of_failed_commits_are_not_kept(connection: Connection) -> None:
+    for _ in range(20):
+        connection.root["it"] = Node(Node(threading.Lock()))
+        with pytest.raises(UnstorableError):
+            connection.commit()
+    del connection.root["it"]
+    assert len(connection.cache.recent_objects) <= connection.get_cache_count()
+
+
+class Counting(Persistent):
+    def __init__(self, other: Node) -> None:
+        self.other = other
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.other.value += 1
+        return super().__getstate__()
+
+
+def test_a_change_by_the_getstate_of_another_object_is_stored(
+    connection: Connection, storage: MemoryStorage
+) -> None:
+    connection.root["node"] = node = Node(20)
+    connection.root["counting"] = Counting(node)
+    connection.commit()
+    assert node._p_is_saved()
+    assert Connection(storage).root["node"].value == node.value > 20
+
+
+class Restless(Persistent):
+    other: "Restless"
+    count = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.other.count += 1
+        return super().__getstate__()
+
+
+def test_objects_that_change_each_other_for_ever_are_refused(connection: Connection) -> None:
+    one, two = Restless(), Restless()
+    one.other, two.other = two, one
+    connection.root["one"] = one
+    with pytest.raises(UnstorableError, match="again and again"):
+        connection.commit()
+    assert one._p_is_unsaved()
+    assert one._p_oid is None
+
+
+class Committing(Persistent):
+    connection: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        type(self).connection.commit()
+        return super().__getstate__()
+
+
+def test_commit_within_commit_is_refused(connection: Connection) -> None:
+    Committing.connection = connection
+    connection.root["it"] = Committing()
+    with pytest.raises(UnstorableError, match="in the middle of another"):
+        connection.commit()
+
+
+class Failing(Persistent):
+    def __getstate__(self) -> dict[str, Any]:
+        raise ZeroDivisionError("no state")
+
+
+def test_a_getstate_that_fails_is_named(connection: Connection) -> None:
+    connection.root["it"] = Failing()
+    with pytest.raises(UnstorableError, match=r"Failing .*no state"):
+        connection.commit()
+
+
+def test_a_value_nested_too_deep_is_named(connection: Connection) -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    connection.root["it"] = value
+    with pytest.raises(UnstorableError, match="PersistentDict 0"):
+        connection.commit()
+    while value:
+        value = value.pop()
+
+
+class UnreachableStorage(MemoryStorage):
+    """A storage whose line breaks down right after a commit."""
+
+    broken = False
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        result = super().commit(transaction)
+        self.broken = True
+        return result
+
+    def snapshot(self, at: Tid | None = None) -> Snapshot:
+        if self.broken:
+            raise OSError("unreachable")
+        return super().snapshot(at)
+
+
+def test_a_commit_that_happened_does_not_fail() -> None:
+    storage = UnreachableStorage()
+    connection: Connection[Any] = Connection(storage)
+    storage.broken = False
+    connection.root["a"] = 1
+    assert connection.commit() is not None
+    with pytest.raises(OSError, match="unreachable"):
+        connection.abort()
+    storage.broken = False
+    connection.root["a"] += 1
+    connection.commit()
+    storage.broken = False
+    assert Connection(storage).root["a"] == 2
+
+
+def test_an_interrupt_after_the_commit_does_not_use_an_oid_twice() -> None:
+    class Interrupted(MemoryStorage):
+        armed = False
+
+        def commit(self, transaction: Transaction) -> CommitResult:
+            result = super().commit(transaction)
+            if self.armed:
+                self.armed = False
+                raise KeyboardInterrupt
+            return result
+
+    storage = Interrupted()
+    connection: Connection[Any] = Connection(storage)
+    connection.root["a"] = Node(1)
+    storage.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        connection.commit()
+    connection.abort()
+    connection.root["b"] = Node(2)
+    connection.commit()
+    again = Connection(storage).root
+    assert (again["a"].value, again["b"].value) == (1, 2)
+
+
+def test_the_user_and_the_note_must_be_texts(connection: Connection) -> None:
+    for note in (None, 3, "\ud800"):
+        connection.note = note  # type: ignore[assignment]  # that is the point
+        connection.root["a"] = 1
+        with pytest.raises(ValueError, match="user"):
+            connection.commit()
+    connection.note = "ä"
+    connection.commit()
+
+
+def test_a_root_class_that_is_not_persistent_is_refused(storage: MemoryStorage) -> None:
+    with pytest.raises(TypeError, match="subclass of PersistentObject"):
+        Connection(storage, root_class=dict)  # type: ignore[type-var]  # that is the point
+    assert list(storage.transactions()) == []
+
+
+def test_a_number_that_is_no_oid_has_no_object(connection: Connection) -> None:
+    assert connection.get(-1) is None
+    assert connection.get(2**64) is None
+
+
+class Hashed(Persistent):
+    def __init__(self) -> None:
+        self.key = 5
+        self.own = {self: 1}
+
+    def __hash__(self) -> int:
+        return self.key
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def test_a_state_that_needs_itself_to_be_loaded_is_said_to(storage: MemoryStorage) -> None:
+    connection: Connection[Any] = Connection(storage)
+    connection.root["it"] = Hashed()
+    connection.commit()
+    with pytest.raises(ObjectError, match="needed to load itself"):
+        Connection(storage).root["it"].key  # noqa: B018 - reading is the point
+
+
+class Migrating(Persistent):
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if state and "b" not in self.__dict__:
+            self.b = self.a + 1
+
+    a = 1
+
+
+def test_a_setstate_may_use_the_object(storage: MemoryStorage) -> None:
+    connection: Connection[Any] = Connection(storage)
+    connection.root["it"] = it = Migrating()
+    it.a = 4
+    connection.commit()
+    other: Connection[Any] = Connection(storage)
+    assert other.root["it"].b == 5
+    assert not other.changed
 
 
 def test_a_class_of_a_function_is_refused(connection: Connection) -> None:

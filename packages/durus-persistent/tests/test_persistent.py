@@ -196,6 +196,16 @@ def test_an_unknown_p_name_cannot_be_set() -> None:
         obj._p_jar = None
 
 
+def test_a_p_name_cannot_be_deleted(connection: Connection) -> None:
+    obj = stored(connection, Account("ann"))
+    for name in ("_p_oid", "_p_nope"):
+        with pytest.raises(AttributeError, match="belong to Durus"):
+            delattr(obj, name)
+    with pytest.raises(AttributeError):
+        del obj.nope
+    assert not connection.changed
+
+
 def test_note_change_is_for_plain_containers(connection: Connection) -> None:
     obj = stored(connection, Account("ann"))
     note_change(obj)

@@ -118,11 +118,13 @@ def test_values_of_many_types_are_stored() -> None:
     assert Connection(storage).root["it"].value == values
 
 
-@pytest.mark.parametrize("value", [partial(int, "3"), sys.exit, sys.getrecursionlimit])
+@pytest.mark.parametrize(
+    "value", [partial(int, "3"), sys.exit, sys.getrecursionlimit, type, getattr]
+)
 def test_what_could_not_be_loaded_again_is_not_stored(value: object) -> None:
     connection = Connection(MemoryStorage())
     connection.root["it"] = Item([value])
-    with pytest.raises(UnstorableError, match=r"could not be loaded again.*allow="):
+    with pytest.raises(UnstorableError, match="could not be loaded again"):
         connection.commit()
     connection.root["it"].value = 1
     connection.commit()

@@ -23,7 +23,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, dropwhile
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar, overload
 
 from durus.error import EmptyTreeError, KeyOrderError
 from durus.persistent import PersistentObject, repr_items
@@ -55,6 +55,11 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 _key_of = itemgetter(0)
+
+
+def _equals_itself(key: Any) -> bool:
+    """Whether there is no NaN in the key; a tuple alone compares its items by identity first."""
+    return all(map(_equals_itself, key)) if isinstance(key, tuple | list) else bool(key == key)
 
 
 class BNode(PersistentObject, Generic[K, V]):
@@ -350,6 +355,10 @@ class BTree(PersistentMapping[K, V]):
 
     root_is: ClassVar[type] = BNode  # for the specifications of QP applications
 
+    @overload
+    def __init__(self) -> None: ...
+    @overload
+    def __init__(self, node_constructor: type[BNode[K, V]]) -> None: ...
     def __init__(self, node_constructor: type[BNode[K, V]] = BNode16) -> None:
         """`node_constructor`, BNode or one of its subclasses, decides how large the nodes are."""
         if not issubclass(node_constructor, BNode):
@@ -359,7 +368,7 @@ class BTree(PersistentMapping[K, V]):
     def _ordered(self, call: Callable[[K], T], key: K) -> T:
         """call(key), in which `key` is compared; raises KeyOrderError if it cannot be."""
         try:
-            if key == key and not key < key:
+            if _equals_itself(key) and not key < key:
                 return call(key)
             raise TypeError("it is not equal to itself")
         except (TypeError, ArithmeticError) as error:  # Decimal("sNaN") raises the latter
@@ -429,6 +438,7 @@ class BTree(PersistentMapping[K, V]):
 
         The ends themselves are among them if they are closed.
         """
+        self._ordered(self.root.get_position, end)
         if self._ordered(lambda key: key < start, end):
             for item in self.items_backward_from(start, closed_start):
                 if not end < item[0]:

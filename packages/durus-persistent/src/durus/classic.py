@@ -148,10 +148,14 @@ class ClassicAdapter:
                     raise WriteConflictError(conflicts)
 
             self._take_root_oid(transaction.created)
+            records = {
+                oid: record_to_classic(oid, record, compress=compress)
+                for oid, record in writes.items()
+            }
             try:
                 self._storage.begin()
-                for oid, record in writes.items():
-                    self._storage.store(oid, record_to_classic(oid, record, compress=compress))
+                for oid, classic in records.items():
+                    self._storage.store(oid, classic)
             except BaseException:
                 self._storage.begin()  # forget them
                 raise
@@ -167,6 +171,12 @@ class ClassicAdapter:
                 self._note_changes(reported)
                 raise
             except BaseException as error:
+                if isinstance(error, Exception) and self._holds_none_of(records):
+                    self._storage.begin()
+                    self._note_changes(reported)
+                    raise StorageError(
+                        f"{self._storage}: the transaction was not committed: {error}"
+                    ) from error
                 # Perhaps it was stored: everybody shall look again, the committer included.
                 self._reserved -= transaction.created
                 self._note_changes(reported | writes.keys())
@@ -280,6 +290,18 @@ class ClassicAdapter:
     def _revision(self, classic: bytes) -> tuple[Oid, Revision]:
         oid, record = record_from_classic(classic)
         return oid, Revision(self._changed_at.get(oid, NO_TID), record)
+
+    def _holds_none_of(self, records: Mapping[Oid, bytes]) -> bool:
+        """Whether it is certain that none of these records is stored."""
+        for oid, record in records.items():
+            try:
+                if self._storage.load(oid) == record:
+                    return False
+            except KeyError:
+                continue
+            except Exception:
+                return False
+        return True
 
     def _find_absent(
         self, writes: Mapping[Oid, Record], created: frozenset[Oid]

@@ -25,6 +25,7 @@ from durus.error import (
     ConflictError,
     DurusError,
     DurusKeyError,
+    ObjectError,
     ReadConflictError,
     ReadOnlyError,
     StorageError,
@@ -51,6 +52,7 @@ from durus.persistent import (
 )
 from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
+from durus.record import join_record
 from durus.serialize import ObjectReader, ObjectWriter
 from durus.storage import Storage as ClassicStorage
 from durus.storage import open_storage
@@ -149,6 +151,7 @@ class Connection(ConnectionBase, Generic[R]):
         self.note = ""
         self._spare_oids: list[Oid] = []
         self._writer: ObjectWriter | None = None
+        self._loading: set[Oid] = set()
         self._view = View(self._storage, self._forget)
         try:
             self.root: R = self._open_root(root_class)
@@ -269,16 +272,27 @@ class Connection(ConnectionBase, Generic[R]):
             self._fill(obj, revision)
         return obj
 
+    def get_stored_pickle(self, oid: bytes) -> bytes:
+        """The class and state pickles of an object, one after the other; DurusKeyError."""
+        return join_record(self._view.load(Oid(oid)).record)
+
     def load_state(self, obj: PersistentObject) -> None:
         """Load the state of a ghost.  ReadConflictError when it cannot be had any more."""
         oid = obj._p_oid
         assert oid is not None
         assert obj._p_is_ghost()
+        if oid in self._loading:
+            raise ObjectError(
+                f"the state of <{obj._p_identity()}> is needed to load itself: it is a key in a "
+                "dict or set of its own state, and its __hash__ or __eq__ uses its attributes"
+            )
+        self._loading.add(oid)
         try:
-            revision = self._view.load(oid)
+            self._fill(obj, self._view.load(oid))
         except DurusKeyError as error:  # a pack removed it since the reference was loaded
             raise ReadConflictError([oid]) from error
-        self._fill(obj, revision)
+        finally:
+            self._loading.discard(oid)
 
     def _fill(self, obj: PersistentObject, revision: Revision) -> None:
         assert obj._p_oid is not None
@@ -438,6 +452,10 @@ class Connection(ConnectionBase, Generic[R]):
     def _open_root(self, root_class: type[Any] | None) -> Any:
         # A generic alias such as BTree[str, int] stands for its class.
         cls = getattr(root_class, "__origin__", root_class)
+        if cls is not None and not (isinstance(cls, type) and issubclass(cls, PersistentObject)):
+            raise TypeError(
+                f"root_class must be a subclass of PersistentObject, not {root_class!r}"
+            )
         root = self.get(ROOT_OID)
         if root is None:
             if self._storage.readonly:

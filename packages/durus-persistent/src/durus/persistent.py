@@ -150,6 +150,9 @@ class PersistentBase:
             _setattribute(self, name, value)
 
         def __delattr__(self, name):
+            if name[:3] == "_p_":
+                raise AttributeError(f"{name!r} cannot be deleted: names with _p_ belong to Durus")
+            getattr(self, name)  # what is not there is no change
             self._p_note_change()
             _delattribute(self, name)
 
@@ -250,7 +253,7 @@ class PersistentObject(PersistentBase):
         return format_oid(oid.encode("latin1") if isinstance(oid, str) else oid)
 
     def _p_set_status_ghost(self) -> None:
-        self.__setstate__({})
+        PersistentObject.__setstate__(self, None)  # not what an application has made of it
         _setattribute(self, "_p_status", GHOST)
         _setattribute(self, "_p_serial", 0)
 

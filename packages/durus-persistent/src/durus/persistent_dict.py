@@ -130,13 +130,13 @@ class PersistentDict(PersistentMapping[K, V]):
     # KeyError, and so take the DurusKeyError of a damaged database for a key that is missing.
     if not TYPE_CHECKING:
 
-        def get(self, key, default=None):
-            return self.data.get(key, default)
+        def get(self, key, failobj=None):
+            return self.data.get(key, failobj)
 
-        def setdefault(self, key, default=None):
+        def setdefault(self, key, failobj=None):
             if key not in self.data:
                 self._p_note_change()
-            return self.data.setdefault(key, default)
+            return self.data.setdefault(key, failobj)
 
         def pop(self, key, default=MISSING):
             if key in self.data:

@@ -27,7 +27,11 @@ class PersistentList(PersistentObject, MutableSequence[T]):
 
     data_is: ClassVar[type] = list  # for the specifications of QP applications
 
-    def __init__(self, items: Iterable[T] = (), /) -> None:
+    @overload
+    def __init__(self, /) -> None: ...
+    @overload
+    def __init__(self, items: Iterable[T], /) -> None: ...
+    def __init__(self, items: Any = (), /) -> None:
         self.data = list(items)
 
     def __repr__(self) -> str:

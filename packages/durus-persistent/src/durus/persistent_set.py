@@ -6,7 +6,7 @@ before it is made, and an operation that raises has changed nothing.
 
 from collections.abc import Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast, overload
 
 from durus.persistent import PersistentObject, repr_container
 
@@ -29,7 +29,11 @@ class PersistentSet(PersistentObject, MutableSet[T]):
 
     s_is: ClassVar[type] = set  # for the specifications of QP applications
 
-    def __init__(self, items: Iterable[T] = (), /) -> None:
+    @overload
+    def __init__(self, /) -> None: ...
+    @overload
+    def __init__(self, items: Iterable[T], /) -> None: ...
+    def __init__(self, items: Any = (), /) -> None:
         self.s = set(items)
 
     def __repr__(self) -> str:

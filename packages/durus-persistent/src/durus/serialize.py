@@ -7,6 +7,7 @@ the state of an object.  A reference is a pickle's persistent id: (oid, class), 
 
 import io
 import pickle
+import sys
 import warnings
 from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ from durus.error import (
 from durus.interfaces import Oid, Record
 from durus.missing import MissingObject
 from durus.persistent import (
+    GHOST,
+    UNSAVED,
     ObjectConnection,
     PersistentBase,
     PersistentObject,
@@ -198,10 +201,12 @@ class ObjectWriter:
     def _try_to_load(self, obj: PersistentObject, state_pickle: bytes) -> None:
         assert obj._p_oid is not None
         try:
-            self._policy.load_state(
+            state = self._policy.load_state(
                 state_pickle, lambda pid: self._refs[pid[0]], obj._p_oid, type(obj)
             )
-        except ObjectError as error:
+            # What the policy has put in the place of a function is no value, and says so.
+            _ReferencePickler(io.BytesIO(), PICKLE_PROTOCOL).dump(state)
+        except (ObjectError, TypeError) as error:
             raise UnstorableError(
                 f"it could not be loaded again, so nothing was stored.  {error}"
             ) from error
@@ -244,6 +249,16 @@ def _find_unstorable(value: object, name: str = "attribute", depth: int = 10) ->
 _warned_main_classes: set[str] = set()
 
 
+def _count_own_frames() -> int:
+    """How many frames up the program is that called Durus."""
+    frame = sys._getframe(1)
+    count = 0
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("durus."):
+        frame = frame.f_back
+        count += 1
+    return count
+
+
 def pickle_class(cls: type) -> bytes:
     """The class pickle of `cls`; refuses a class that cannot be found again by its name."""
     module, qualname = cls.__module__, cls.__qualname__
@@ -257,7 +272,7 @@ def pickle_class(cls: type) -> bytes:
         warnings.warn(
             f"objects of class {qualname} of __main__ are being stored: only this script can load "
             "them.  Define the class in a module and import it",
-            stacklevel=2,
+            stacklevel=_count_own_frames() + 1,
         )
     # Protocol 2 is what the tools of 4.3 read, but it has no nested names, and it renames the
     # modules that changed their names in Python 3.
@@ -314,10 +329,14 @@ class ObjectReader:
                 ) from error
         self.load_count += 1
         state = self.policy.load_state(record.state_pickle, self._persistent_load, obj._p_oid, cls)
+        # Not a ghost meanwhile, so that a __setstate__ of the application may use the object.
+        _setattribute(obj, "_p_status", UNSAVED)
         try:
             obj.__setstate__(state)
         except AttributeError as error:  # which hasattr(obj, name) would take for an answer
             raise ObjectError(f"<{obj._p_identity()}> cannot take its state: {error}") from error
+        finally:
+            _setattribute(obj, "_p_status", GHOST)
 
     def get_ghost(self, data: bytes) -> PersistentObject:
         """A ghost of the class in the first part of a classic record, without oid."""

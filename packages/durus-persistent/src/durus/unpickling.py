@@ -34,6 +34,9 @@ class _Constructor:
     def __call__(self, *args: object) -> object:
         return self._call(*args)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self._call!r} cannot be a value in a record")
+
     def __setstate__(self, state: object) -> NoReturn:
         _refuse_change(self._call)
 
