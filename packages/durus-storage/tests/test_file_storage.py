@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -48,6 +49,7 @@ from durus.log_format import (
     encode_mark,
     encode_transaction,
 )
+from durus.log_index import LogIndex
 from durus.log_verify import verify_file
 from durus.oid_set import OidSet
 from durus.record import record_to_classic
@@ -250,6 +252,35 @@ def test_the_lock_ends_with_the_storage_even_if_a_snapshot_is_open(path: Path) -
     FileStorage(path).close()
     with pytest.raises(StorageClosedError):
         snapshot.load(ROOT_OID)
+
+
+def test_a_writer_waits_for_a_reader_that_takes_over_a_tail(path: Path) -> None:
+    class ReaderFinishes(OperatingSystem):
+        def pause(self, seconds: float) -> None:
+            fcntl.flock(reader, fcntl.LOCK_UN)
+
+    FileStorage(path).close()
+    with path.open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        FileStorage(path, system=ReaderFinishes()).close()
+
+
+def test_a_writer_does_not_wait_for_another_writer_for_long(
+    path: Path, storage: FileStorage
+) -> None:
+    class Hasty(OperatingSystem):
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def pause(self, seconds: float) -> None:
+            self.now += seconds
+
+    system = Hasty()
+    with pytest.raises(StorageLockedError):
+        FileStorage(path, system=system)
+    assert 0.4 < system.now < 0.6
 
 
 COMMITTER = """
@@ -553,6 +584,20 @@ def test_pack_keeps_the_newest_transaction_even_if_it_is_empty(
         assert storage.reserve_oids(1)[0] > b
 
 
+def test_a_file_is_sound_after_every_pack(path: Path, storage: FileStorage) -> None:
+    oids: list[Oid] = []
+    for number in range(3):
+        oids += storage.reserve_oids(100)  # so that the next oid grows from commit to commit
+        root = {ROOT_OID: make_record(number, oids[::100]), oids[-100]: make_record(number)}
+        created = [oid for oid in root if number == 0 or oid != ROOT_OID]
+        commit(storage, root, created=created)
+        storage.pack()
+        assert list(verify_file(str(path))) == []
+    commit(storage, {oids[0]: make_record("next")})
+    storage.pack()
+    assert list(verify_file(str(path))) == []
+
+
 def test_pack_removes_what_a_killed_pack_left(path: Path, storage: FileStorage) -> None:
     create(storage, 1)
     path.with_name(path.name + ".pack").write_bytes(b"half")
@@ -584,6 +629,28 @@ def test_old_files_are_closed_when_no_snapshot_needs_them(storage: FileStorage) 
     assert len(list(descriptors.iterdir())) == count + 1
     snapshot.close()
     assert len(list(descriptors.iterdir())) == count
+
+
+def test_all_oids_can_be_listed_while_another_thread_adds_some() -> None:
+    index = LogIndex()
+    index._slots = dict.fromkeys(range(10_000), 1)
+    added = iter(range(10_000, 1_000_000))
+    done = threading.Event()
+
+    def add() -> None:
+        while not done.is_set():
+            index._slots[next(added)] = 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    writer = threading.Thread(target=add)
+    writer.start()
+    try:
+        assert all(len(list(index.oids())) >= 10_000 for _ in range(5))
+    finally:
+        done.set()
+        writer.join()
+        sys.setswitchinterval(interval)
 
 
 # Classic calls

@@ -73,6 +73,14 @@ class Tail(NamedTuple):
     """The size of the file."""
 
 
+class _Settled(NamedTuple):
+    """How far a log is settled: replaced as a whole, so that an interrupt cannot halve it."""
+
+    end: int
+    visible_end: int
+    tid: Tid
+
+
 class Log:
     """One log file, its visible part and its index.
 
@@ -92,13 +100,8 @@ class Log:
         self.header = read_file_header(file)
         self.index = LogIndex()
         self.recent = RecentChanges(self.header.horizon) if recent is None else recent
-        self.tid = NO_TID
-        """The newest visible transaction."""
         self.next_oid = self.header.next_oid
-        self.end = self.header.size
-        """Up to here everything is settled: nothing pending, every entry known."""
-        self._visible_end = self.header.size
-        """The end of the last visible transaction.  What follows may be sealed by a void."""
+        self._settled = _Settled(self.header.size, self.header.size, NO_TID)
         self._refused: int | None = None
         """What begins here must be sealed: its sync failed, so it must never become visible."""
         self._adopted = False
@@ -111,6 +114,21 @@ class Log:
     @property
     def path(self) -> str:
         return self.file.path
+
+    @property
+    def tid(self) -> Tid:
+        """The newest visible transaction."""
+        return self._settled.tid
+
+    @property
+    def end(self) -> int:
+        """Up to here everything is settled: nothing pending, every entry known."""
+        return self._settled.end
+
+    @property
+    def _visible_end(self) -> int:
+        """The end of the last visible transaction.  What follows may be sealed by a void."""
+        return self._settled.visible_end
 
     def corrupt(self, offset: int, reason: str, oid: Oid | None = None) -> CorruptionError:
         return CorruptionError(self.path, offset, reason, oid)
@@ -213,7 +231,7 @@ class Log:
         position = self.end
         pending: list[LoggedTransaction] = []
         while position < size:
-            entry = self.read_entry(position, size) or self._find_seal(position, size)
+            entry = self.read_entry(position, size) or self._find_seal(position, size, pending)
             match entry:
                 case None:
                     break
@@ -222,11 +240,10 @@ class Log:
                         raise self.corrupt(position, f"tid {entry.tid} is not in order")
                     pending.append(entry)
                 case Mark():
-                    if entry.tid != (pending[-1].tid if pending else self.tid):
+                    # One for an older transaction says nothing new: that one may have been adopted.
+                    if entry.tid > self.tid and entry.tid not in [t.tid for t in pending]:
                         raise self.corrupt(position, f"a mark for tid {entry.tid} is out of place")
-                    for transaction in pending:
-                        self._publish(transaction)
-                    pending = []
+                    self._publish_until(entry.tid, pending)
                 case Void():
                     if entry.start < self._visible_end:
                         raise self.corrupt(position, "a void that would seal a transaction")
@@ -235,29 +252,37 @@ class Log:
                     self.next_oid = max(self.next_oid, entry.next_oid)
             position = entry.end
             if not pending:
-                self.end = position
+                self._settled = self._settled._replace(end=position)
         if pending and position < size:
             self._check_last_entry(pending, position, size)
         self._tail = Tail(pending, position, size)
         return self._tail
 
+    def _publish_until(self, tid: Tid, pending: list[LoggedTransaction]) -> None:
+        """Take the transactions up to `tid` from the pending ones, and make them visible."""
+        while pending and pending[0].tid <= tid:
+            self._publish(pending.pop(0))
+
     def _publish(self, transaction: LoggedTransaction) -> None:
         self.index.add(transaction)
         self.recent.add(transaction)
         self.next_oid = max(self.next_oid, transaction.head.next_oid)
-        self._visible_end = transaction.end
-        self.tid = transaction.tid  # last: snapshots are taken at it
+        end = transaction.end
+        self._settled = _Settled(end, end, transaction.tid)  # last: snapshots are taken at it
 
-    def _find_seal(self, offset: int, size: int) -> Void | None:
+    def _find_seal(self, offset: int, size: int, pending: list[LoggedTransaction]) -> Void | None:
         """The void that seals what begins at `offset`, where no valid entry is.
 
-        None when there is neither a void nor a mark, so that this is unfinished.  A mark proves
-        that everything before it was whole once: then it is damaged.
+        None when there is none, and this is unfinished.  A mark proves that everything up to its
+        transaction was whole once: that is damage here, unless it is one of those before.
         """
+        last = pending[-1].tid if pending else self.tid
         for entry in self.search(offset + 1, size):
             if isinstance(entry, Void):
                 if self._visible_end <= entry.start <= offset:
                     return entry
+            elif entry.tid <= last:
+                self._publish_until(entry.tid, pending)
             elif entry.synced:
                 raise self.corrupt(
                     offset, "the entry is damaged, and was whole once: there is a mark after it"
@@ -270,9 +295,10 @@ class Log:
         Without this check a flipped bit in the last mark would make a transaction unseen, and one
         in the last void would make a refused transaction appear.
         """
-        file_id, tid = self.header.file_id, pending[-1].tid
+        file_id = self.header.file_id
         expected = [
             (position, encode_mark(file_id, Mark(position, tid, flags)))
+            for tid in (self.tid, *(transaction.tid for transaction in pending))
             for flags in (0, NOT_SYNCED)
         ]
         for start in {self._visible_end, *(transaction.offset for transaction in pending)}:
@@ -420,9 +446,7 @@ class Log:
         whole, _ = self._split_tail(tail)
         if whole:
             self.file.sync()
-            for transaction in whole:
-                self._publish(transaction)
-            self.end = whole[-1].end
+            self._publish_until(whole[-1].tid, list(whole))
             self._tail = tail._replace(pending=tail.pending[len(whole) :])
             self._adopted = True
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import sys
+import time
 from typing import Final, NamedTuple, Protocol
 
 from durus.error import StorageError
@@ -85,6 +86,12 @@ class System(Protocol):
     def lock_holder(self, fd: int) -> int | None:
         """The process that has the file locked, if that can be told."""
         ...
+
+    def monotonic(self) -> float:
+        """A clock that never goes back, in seconds."""
+        ...
+
+    def pause(self, seconds: float) -> None: ...
 
 
 class OperatingSystem:
@@ -166,6 +173,12 @@ class OperatingSystem:
         except (OSError, ValueError, IndexError):
             pass  # not Linux, or a container that hides it
         return None
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class LogFile:

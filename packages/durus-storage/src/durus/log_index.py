@@ -30,8 +30,8 @@ class LogIndex:
         self._slots.update((entry.oid, entry.slot) for entry in transaction.entries())
 
     def oids(self) -> Iterator[Oid]:
-        """The oids of all objects that there are now."""
-        return iter([Oid(number.to_bytes(8)) for number in self._slots])
+        """The oids of all objects that there are now; another thread may be adding some."""
+        return iter([Oid(number.to_bytes(8)) for number in list(self._slots)])
 
 
 class RecentChanges:

@@ -30,6 +30,9 @@ from durus.log_format import (
 
 __all__ = ["explain_failure", "make_missing_file", "open_log_file", "read_file_header"]
 
+_LOCK_WAIT_MAX_S: Final = 0.5
+_LOCK_PAUSE_S: Final = 0.01
+
 _OTHER_FORMATS: Final = {
     b"SHELF-1\n": "a Durus 4.x file (SHELF-1), which this release cannot open yet",
     b"DFS20\0": "a Durus 4.x file (DFS20), which this release cannot open yet",
@@ -70,6 +73,16 @@ def explain_failure(path: str, error: OSError) -> StorageOpenError:
     return StorageOpenError(path, f"cannot be opened: {reason}", error.errno)
 
 
+def _lock_soon(system: System, file: LogFile) -> bool:
+    """Lock the file; a reader that takes over a tail has it locked for a moment, too."""
+    deadline = system.monotonic() + _LOCK_WAIT_MAX_S
+    while not file.lock():
+        if system.monotonic() >= deadline:
+            return False
+        system.pause(_LOCK_PAUSE_S)
+    return True
+
+
 def open_log_file(system: System, path: str, *, readonly: bool) -> LogFile:
     """Open a file that is there, and lock it for writing.  OSError, StorageLockedError."""
     while True:
@@ -90,7 +103,7 @@ def open_log_file(system: System, path: str, *, readonly: bool) -> LogFile:
             raise StorageOpenError(path, reason, error.errno) from error
         if readonly:
             return file
-        if not file.lock():
+        if not _lock_soon(system, file):
             holder = file.lock_holder()
             who = "another process" if holder is None else f"process {holder}"
             if holder == os.getpid():

@@ -56,7 +56,6 @@ def verify_file(path: str, system: System | None = None) -> Iterator[Finding]:
 class _Walk:
     log: Log
     tid: Tid = NO_TID
-    next_oid: int = 0
     pending: list[LoggedTransaction] = field(default_factory=list)
     visible: list[int] = field(default_factory=list)
     """The offsets of the visible transactions."""
@@ -65,29 +64,30 @@ class _Walk:
 
     def run(self) -> Iterator[Finding]:
         log = self.log
-        self.next_oid = log.header.next_oid
         size = log.file.status().size
         position = log.header.size
         damaged = False
         while position < size:
-            entry = log.read_entry(position, size) or self._find_seal(position, size)
+            entry = log.read_entry(position, size)
             if entry is None:
-                entry = next(log.search(position + 1, size), None)
+                entry = self._find_end_of_gap(position, size)
                 if entry is None:
                     break  # an unfinished tail
-                damaged = True
-                yield Finding(position, None, None, "the entry is damaged")
+                if isinstance(entry, Mark):
+                    if entry.tid <= self._last_tid:
+                        yield from self._make_visible(entry.tid, complete=not damaged)
+                        continue  # here is still what it was
+                    damaged = True
+                    yield Finding(position, None, None, "the entry is damaged")
             match entry:
                 case LoggedTransaction():
                     self.pending.append(entry)
                 case Void():
                     self.pending = [t for t in self.pending if t.offset < entry.start]
                 case Reservation():
-                    self.next_oid = max(self.next_oid, entry.next_oid)
+                    pass
                 case Mark():
-                    for transaction in self.pending:
-                        yield from self._check_transaction(transaction, complete=not damaged)
-                    self.pending = []
+                    yield from self._make_visible(entry.tid, complete=not damaged)
                     if entry.tid != self.tid and not damaged:
                         yield Finding(position, entry.tid, None, "a mark for another transaction")
                     self.tid = max(self.tid, entry.tid)
@@ -96,14 +96,26 @@ class _Walk:
             yield from self._check_refs()
             yield from self._check_scan()
 
-    def _find_seal(self, position: int, size: int) -> Void | None:
+    @property
+    def _last_tid(self) -> Tid:
+        return self.pending[-1].tid if self.pending else self.tid
+
+    def _find_end_of_gap(self, position: int, size: int) -> Void | Mark | None:
+        """The void that seals what is there, or the mark that proves it to be damaged.
+
+        Or a mark that makes pending transactions before it visible, and says nothing of it.
+        """
         for entry in self.log.search(position + 1, size):
             if isinstance(entry, Void):
                 if entry.start <= position:
                     return entry
-            elif entry.synced:
-                return None
+            elif self.tid < entry.tid and (entry.synced or entry.tid <= self._last_tid):
+                return entry
         return None
+
+    def _make_visible(self, tid: Tid, *, complete: bool) -> Iterator[Finding]:
+        while self.pending and self.pending[0].tid <= tid:
+            yield from self._check_transaction(self.pending.pop(0), complete=complete)
 
     def _check_transaction(
         self, transaction: LoggedTransaction, *, complete: bool
@@ -128,9 +140,8 @@ class _Walk:
             slot += SLOT_HEAD_SIZE + entry.size
         if slot + TRAILER_SIZE != transaction.end:
             yield Finding(slot, tid, None, "the records do not fill the transaction")
-        if transaction.head.next_oid <= last_oid or transaction.head.next_oid < self.next_oid:
+        if transaction.head.next_oid <= last_oid:
             yield Finding(transaction.offset, tid, None, "the next oid is too small")
-        self.next_oid = max(self.next_oid, transaction.head.next_oid)
 
     def _check_record(
         self, transaction: LoggedTransaction, slot: int, oid: int, size: int
