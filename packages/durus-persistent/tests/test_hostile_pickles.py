@@ -313,7 +313,7 @@ def test_a_class_pickle_is_not_executed(marker: str) -> None:
     for opcodes in (
         call(name("os", "system"), f"touch {marker}"),
         b"(" + push(f"touch {marker}") + b"ios\nsystem\n",
-        build(name(HERE, "Money"), (None, {"currency": "XXX"})),
+        build(name(HERE, "Money"), (None, {"currency": "ZZZ"})),
         name(HERE, "Money") + b")\x81",
         call(name("os", "system"), name(HERE, "Account"), "x"),
         call(name("builtins", "getattr"), name("os", "path"), 5),
@@ -415,14 +415,14 @@ def test_the_admitted_functions_cannot_be_changed(target: tuple[str, str], marke
 @pytest.mark.parametrize(
     ("opcodes", "value"),
     [
-        (build(name(HERE, "Money"), (None, {"currency": "XXX"})), lambda: Money.currency),
+        (build(name(HERE, "Money"), (None, {"currency": "ZZZ"})), lambda: Money.currency),
         (build(name(HERE, "Money"), (None, {"added": 1})), lambda: hasattr(Money, "added")),
         (
             build(name(HERE, "Money"), (None, {"__init__": name("builtins", "set")})),
             lambda: Money.__init__,
         ),
         (
-            build(name(HERE, "Money"), (None, {"currency": "XXX"})) + b"0cos\nsystem\n",
+            build(name(HERE, "Money"), (None, {"currency": "ZZZ"})) + b"0cos\nsystem\n",
             lambda: Money.currency,
         ),
         (
@@ -465,7 +465,7 @@ def test_classes_and_members_of_enums_cannot_be_changed(
 
 def test_a_change_of_a_class_is_said_to_be_tampering() -> None:
     with pytest.raises(ClassNotAllowedError, match=r"object 5.*Account.*changes.*Money.*tampered"):
-        load(finish(build(name(HERE, "Money"), (None, {"currency": "XXX"}))))
+        load(finish(build(name(HERE, "Money"), (None, {"currency": "ZZZ"}))))
 
 
 def test_a_change_that_is_hidden_by_equality_is_undone() -> None:
