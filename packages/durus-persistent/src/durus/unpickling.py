@@ -188,10 +188,9 @@ class _CarefulUnpickler(pickle._Unpickler):
 
     # What follows is not in typeshed.
     def load_build(self) -> None:
-        self.names.check_build(self.stack[-2])  # type: ignore[attr-defined]  # see below
-        super().load_build()  # type: ignore[misc]  # see below
+        self.names.check_build(self.stack[-2])  # type: ignore[attr-defined]  # see above
+        super().load_build()  # type: ignore[misc]  # see above
 
-    # The methods of the Python unpickler are not in typeshed.
     dispatch = {
         **pickle._Unpickler.dispatch,
         pickle.BUILD[0]: load_build,  # type: ignore[dict-item]  # see above
