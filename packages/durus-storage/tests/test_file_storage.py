@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,11 @@ def header_of(path: Path) -> FileHeader:
 def run_python(source: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+class Unsynced(OperatingSystem):
+    def sync(self, fd: int) -> None:
+        pass
 
 
 # Opening
@@ -426,6 +432,20 @@ def test_an_oid_that_was_not_reserved_is_not_handed_out_later(storage: FileStora
     assert not {*used} & {*storage.reserve_oids(2000)}
 
 
+def test_a_user_or_note_that_is_no_text_is_refused_before_anything_is_written(
+    path: Path, storage: FileStorage
+) -> None:
+    create(storage, 0)
+    content = path.read_bytes()
+    transaction = make_transaction(storage.tid, {ROOT_OID: make_record(1)})
+    for wrong in ("\ud800", b"bytes"):
+        with pytest.raises(ValueError, match=r"cannot be stored as a user|are texts"):
+            storage.commit(replace(transaction, user=wrong))  # type: ignore[arg-type] # on purpose
+        with pytest.raises(ValueError, match=r"cannot be stored as a user|are texts"):
+            storage.commit(replace(transaction, note=wrong))  # type: ignore[arg-type] # on purpose
+    assert path.read_bytes() == content
+
+
 def test_writing_what_a_pack_removed_is_a_conflict(storage: FileStorage) -> None:
     a, b = create(storage, 2)
     commit(storage, {ROOT_OID: make_record(0, [a])})
@@ -475,7 +495,7 @@ def test_a_conflict_is_found_however_long_ago_the_snapshot_was(
     since = storage.tid
     commit(storage, {a: make_record(1)})
     many = storage.reserve_oids(CHANGES_MAX)
-    commit(storage, dict.fromkeys(many, Record(b"", b"", b"")), created=many)
+    commit(storage, dict.fromkeys(many, Record(b"c", b"s", b"")), created=many)
     with pytest.raises(WriteConflictError) as caught:
         commit(storage, {b: make_record(1)}, since=since, accessed=OidSet([a, b]))
     assert caught.value.oids == [a]
@@ -547,7 +567,7 @@ def test_pack_copies_records_and_transactions_as_they_were(
 ) -> None:
     a, b = create(storage, 2)
     for number in range(200):
-        commit(storage, {(a, b)[number % 2]: make_record(number)})
+        commit(storage, {(a, b)[number % 2]: make_record("x" * 1000)})
     commit(storage, {ROOT_OID: make_record("end", [a])})
     path.chmod(0o640)
     before = {t.tid: t for t in storage.transactions()}
@@ -558,7 +578,7 @@ def test_pack_copies_records_and_transactions_as_they_were(
     assert (new.database_id, new.horizon) == (old.database_id, storage.tid)
     assert new.file_id != old.file_id
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert path.stat().st_size < size / 10
+    assert path.stat().st_size < size / 5
     assert {oid: storage.snapshot().load(oid) for oid in (ROOT_OID, a)} == kept
     for found in storage.transactions():
         was = before[found.tid]
@@ -567,6 +587,24 @@ def test_pack_copies_records_and_transactions_as_they_were(
     assert os.listdir(path.parent) == [path.name]
     with pytest.raises(HistoryUnavailableError):
         storage.snapshot(next(iter(before)))
+
+
+def test_pack_keeps_the_last_1000_transactions_if_need_be_without_records(
+    path: Path,
+) -> None:
+    with closing(FileStorage(path, system=Unsynced())) as storage:
+        create(storage, 0)
+        transactions = []
+        for number in range(1002):
+            transaction = make_transaction(storage.tid, {ROOT_OID: make_record(number)})
+            transactions.append((transaction.id, storage.commit(transaction).tid))
+        storage.pack()
+    with closing(FileStorage(path, readonly=True)) as storage:
+        assert [storage.find(id) for id, _ in transactions[:3]] == [None, None, transactions[2][1]]
+        found = list(storage.transactions())
+        assert [t.tid for t in found] == [tid for _, tid in transactions[2:]]
+        assert [list(t.oids) for t in found[-2:]] == [[], [ROOT_OID]]
+    assert list(verify_file(str(path))) == []
 
 
 def test_pack_keeps_the_newest_transaction_even_if_it_is_empty(
@@ -672,8 +710,7 @@ def test_the_classic_calls_of_durus_4(storage: FileStorage) -> None:
 def test_a_transaction_of_a_newer_release_is_refused(path: Path) -> None:
     FileStorage(path).close()
     file_id, offset = header_of(path).file_id, path.stat().st_size
-    record = bytearray(b"\0\0\0\0" + bytes(8) + b"\1\0" + bytes(10))  # codec 1
-
+    record = bytearray(b"\0\0\0\0" + bytes(8) + b"\1\0" + bytes(9) + b"\1s")  # codec 1
     record[:4] = zlib.crc32(record[4:]).to_bytes(4)
     content = encode_transaction(
         file_id,

@@ -45,7 +45,7 @@ class FileByHand:
         self, tid: int, next_oid: int, records: list[tuple[int, int, bytes]]
     ) -> list[int]:
         """Add oids, slots of previous revisions, records; the new slots."""
-        rest = b"ann" + "naïve".encode() + b"ext"
+        rest = b"ann" + "naïve".encode() + b"more" + struct.pack(">I", 3) + b"ext"
         for oid, previous, record in records:
             rest += struct.pack(">QQI", oid, previous, len(record))
         slots = []
@@ -55,7 +55,7 @@ class FileByHand:
             body += struct.pack(">I", 72 + len(body)) + record
         length = 72 + len(body) + 12
         fixed = struct.pack(">QQqQQ", length, tid, -1, 0xABCD, next_oid)
-        fixed += struct.pack(">IIIIII", len(records), 3, 6, 3, 0, zlib.crc32(rest))
+        fixed += struct.pack(">IIIIII", len(records), 3, 6, 11, 0, zlib.crc32(rest))
         self.add(b"\xf5TXN", fixed, body + struct.pack(">Q", length) + END)
         return slots
 

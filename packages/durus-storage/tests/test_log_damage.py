@@ -16,7 +16,7 @@ from durus.error import CorruptionError, StorageError
 from durus.file_storage import FileStorage
 from durus.interfaces import ROOT_OID, Oid, Tid
 from durus.log_file import OperatingSystem
-from durus.log_format import FILE_HEADER_SIZE, MARK_SIZE, VOID_SIZE
+from durus.log_format import FILE_HEADER_SIZE, MARK_SIZE, RESERVATION_SIZE, VOID_SIZE
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record, value_of
 
@@ -80,7 +80,8 @@ def write_file(path: Path, *, last: str) -> Written:
         system.failing = True
         with pytest.raises(StorageError, match="was not committed"):
             commit(storage, {ROOT_OID: make_record("refused")})
-        void_end = path.stat().st_size - MARK_SIZE  # the mark before was repeated
+        # The mark and the reservation before are repeated.
+        void_end = path.stat().st_size - MARK_SIZE - RESERVATION_SIZE
         unknown.append(range(void_end - VOID_SIZE, void_end))
 
     commit(storage, {ROOT_OID: make_record("a")}, created=[ROOT_OID])

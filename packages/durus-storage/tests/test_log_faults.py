@@ -14,7 +14,7 @@ from durus.error import CommitOutcomeUnknownError, DurusKeyError, StorageError
 from durus.file_storage import FileStorage
 from durus.interfaces import ROOT_OID, Oid
 from durus.log_file import FileStatus, OperatingSystem
-from durus.log_format import MARK_SIZE
+from durus.log_format import MARK_SIZE, RESERVATION_SIZE
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record, make_transaction, value_of
 
@@ -200,6 +200,24 @@ def test_a_failed_sync_is_not_tried_again_on_the_same_bytes(tmp_path: Path) -> N
     assert list(verify_file(str(path))) == []
 
 
+def test_a_reservation_before_a_failed_sync_is_not_forgotten(tmp_path: Path) -> None:
+    system = FaultySystem(names="sync")
+    path = tmp_path / "file"
+    with closing(FileStorage(path, system=system)) as storage:
+        (a,) = create(storage, 1)
+        oids = storage.reserve_oids(1000)
+        before = path.stat().st_size
+        system.fail_at(1)
+        with pytest.raises(StorageError, match="was not committed"):
+            commit(storage, {a: make_record("lost")})
+    content = bytearray(path.read_bytes())
+    content[before - RESERVATION_SIZE : before] = bytes(RESERVATION_SIZE)  # lost by the medium
+    path.write_bytes(content)
+    with closing(FileStorage(path)) as storage:
+        assert not {*oids} & {*storage.reserve_oids(1000)}
+    assert list(verify_file(str(path))) == []
+
+
 def test_a_commit_is_durable_before_its_mark_is_written(tmp_path: Path) -> None:
     class Recorder(OperatingSystem):
         calls: list[str]
@@ -249,7 +267,7 @@ def test_a_failed_sync_is_sealed_for_certain_before_it_is_reported(tmp_path: Pat
         system.calls = []
         with pytest.raises(StorageError, match="was not committed"):
             commit(storage, {a: make_record("lost")})
-        assert system.calls == ["append", "sync", "append", "append", "sync"]
+        assert system.calls == ["append", "sync", "append", "sync"]
 
 
 def test_a_full_disk_leaves_everything_usable_until_there_is_room(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Encoding and decoding: what is encoded comes back, and no flipped bit goes unseen."""
 
+import struct
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +37,15 @@ FILE_ID = bytes(range(16))
 numbers = st.integers(0, 2**64 - 1)
 oids = numbers.map(lambda number: Oid(number.to_bytes(8)))
 refs = st.lists(oids, unique=True).map(lambda found: b"".join(sorted(found)))
-records = st.builds(Record, st.binary(max_size=300), st.binary(max_size=300), refs)
+records = st.builds(Record, st.binary(min_size=1, max_size=300), st.binary(max_size=300), refs)
+extensions = st.lists(
+    st.builds(
+        lambda tag, content: tag + len(content).to_bytes(4) + content,
+        st.sampled_from([b"undo", b"Undo"]),
+        st.binary(max_size=20),
+    ),
+    max_size=3,
+).map(b"".join)
 offsets = st.integers(FILE_HEADER_SIZE, 2**63)
 
 
@@ -62,7 +73,7 @@ def test_a_record_comes_back(oid: Oid, record: Record) -> None:
     offsets,
     st.tuples(*[numbers] * 3),
     st.integers(-(2**63), 2**63 - 1),
-    st.tuples(st.text(max_size=20), st.text(max_size=20), st.binary(max_size=20)),
+    st.tuples(st.text(max_size=20), st.text(max_size=20), extensions),
     st.dictionaries(oids, st.tuples(numbers, records), max_size=5),
 )
 def test_a_transaction_comes_back(
@@ -149,7 +160,7 @@ def test_every_flipped_bit_is_found() -> None:
         next_oid=10,
         user="user",
         note="note",
-        extension=b"more",
+        extension=b"more\0\0\0\3ext",
         records=[(Oid(bytes(8)), 0, record)],
     )
     directory_end = len(transaction) - 12 - 4 - len(record)
@@ -169,6 +180,65 @@ def test_every_flipped_bit_is_found() -> None:
             assert decode_entry_head(FILE_ID, 500, flip(small, bit)) is None
     for bit in range(64, 8 * len(header)):
         assert decode_file_header(flip(header, bit)) is None
+
+
+def test_an_extension_is_tags_with_lengths() -> None:
+    def decode(extension: bytes) -> LoggedTransaction | None:
+        content = encode_transaction(
+            FILE_ID,
+            500,
+            tid=Tid(1),
+            time_ns=0,
+            id=0,
+            next_oid=0,
+            extension=extension,
+            records=[],
+        )
+        return decode_whole(500, content)
+
+    found = decode(b"some\0\0\0\4moreabcd\0\0\0\0")
+    assert found is not None
+    assert list(found.extensions()) == [(b"some", b"more"), (b"abcd", b"")]
+    for wrong in (b"ext", b"some\0\0\0", b"some\0\0\0\5more", b"s me\0\0\0\0"):
+        assert decode(wrong) is None
+
+
+def with_head(codec: int, kind: int, class_size: int, refs: int, rest: bytes) -> bytes:
+    """A record that says this of itself."""
+    content = struct.pack(">QBBHII", 1, codec, kind, class_size, refs, len(rest)) + rest
+    if codec < 128:
+        stored = len(rest) - class_size - 8 * refs
+        content = content[:16] + stored.to_bytes(4) + content[20:]
+    return zlib.crc32(content).to_bytes(4) + content
+
+
+def test_a_codec_applies_to_the_state_or_from_128_on_to_everything() -> None:
+    rest = b"class" + bytes(8) + b"state"
+    for codec, kind in ((1, 0), (127, 2), (0, 3)):
+        content = with_head(codec, kind, 5, 1, rest)
+        assert decode_record(content) == (
+            Oid((1).to_bytes(8)),
+            codec,
+            kind,
+            Record(b"class", b"state", bytes(8)),
+        )
+        assert decode_record(content + b"?") is None
+    for codec in (128, 255):
+        content = with_head(codec, 0, 5000, 100, b"block")
+        found = decode_record(content)
+        assert found is not None
+        assert (found.codec, found.record) == (codec, Record(b"", b"block", b""))
+        assert decode_record(content[:-1]) is None
+
+
+def test_a_removed_object_and_only_that_is_a_head_alone() -> None:
+    found = decode_record(with_head(0, 1, 0, 0, b""))
+    assert found is not None
+    assert found.kind == 1
+    assert decode_record(with_head(0, 1, 0, 0, b"state")) is None
+    assert decode_record(with_head(0, 0, 0, 0, b"")) is None
+    with pytest.raises(ValueError, match="record of oid 0 is empty"):
+        encode_record(Oid(bytes(8)), Record(b"", b"", b""))
 
 
 def test_a_class_pickle_that_is_too_long_is_refused() -> None:

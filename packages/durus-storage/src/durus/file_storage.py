@@ -39,6 +39,7 @@ from durus.interfaces import (
     Snapshot,
     Tid,
     Transaction,
+    check_created,
 )
 from durus.log import Log
 from durus.log_file import LogFile, OperatingSystem, System
@@ -140,15 +141,15 @@ class FileStorage(ClassicCalls):
             file = open_log_file(self._system, self._path, readonly=self._readonly)
             try:
                 log = Log(file)
-                unknown = log.header.features_read_only
+                if not self._readonly:
+                    log.adopt_tail()
+                unknown = log.features_read_only
                 if unknown and not self._readonly:
                     raise UnsupportedFormatError(
                         self._path,
                         f"only a newer release of durus-storage can write to it (features "
                         f"{unknown:#x}); readonly=True opens it",
                     )
-                if not self._readonly:
-                    log.adopt_tail()
             except BaseException:
                 if not self._readonly:
                     file.unlock()  # now: the traceback of the error keeps the file open for long
@@ -257,6 +258,11 @@ class FileStorage(ClassicCalls):
     def transactions(
         self, start: Tid | None = None, stop: Tid | None = None
     ) -> Iterator[CommittedTransaction]:
+        """The transactions with start <= tid < stop, oldest first.
+
+        After a pack those that it kept: all that wrote the newest revision of an object, and the
+        last 1,000; with the oids whose records are still there, of which there may be none.
+        """
         with self._lock:
             log = self._catch_up()
         return (
@@ -275,6 +281,8 @@ class FileStorage(ClassicCalls):
 
     def find(self, transaction_id: int) -> Tid | None:
         """The tid of the transaction with this id, or None when it is not in the log.
+
+        A pack forgets transactions, but none of the last 1,000.
 
         After a CommitOutcomeUnknownError this settles the matter, for good: StorageError when
         the file still does not let that be done.
@@ -330,6 +338,7 @@ class FileStorage(ClassicCalls):
     def commit(self, transaction: Transaction) -> CommitResult:
         if not transaction.writes:
             raise ValueError("a transaction that writes nothing cannot be committed")
+        check_created(transaction.created)
         writes = sorted(transaction.writes.items())
         encoded = [(oid, encode_record(oid, record)) for oid, record in writes]
         refs = {ref for _, record in writes for ref in split_oids(record.refs)}

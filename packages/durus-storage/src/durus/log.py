@@ -5,9 +5,17 @@ Reading and growing it obey the rules of `docs/format.md`:
 
     [header] ([transaction] [mark] | [reservation] | garbage [void])*  [unfinished tail]
 
-A transaction is visible when a mark follows it.  Damage before a mark that was synced is reported
-as CorruptionError; what follows the last mark is unfinished.  Reading never writes: only
-`settle_tail`, which the holder of the lock calls before it appends, deals with an unfinished tail.
+A transaction is
+
+    pending    when it has been read, and no mark for it or a later one has;
+    visible    when one has: damage in it is then reported as CorruptionError;
+    adopted    when it is visible without a mark: it was whole, and nobody was committing;
+    refused    when its sync failed: it must never become visible, so it will be
+    sealed     that is, followed by a void that says never to read it, as whatever is not whole.
+
+The log is settled up to where nothing is pending and every entry is known.  Reading never writes:
+only `settle_tail`, which the holder of the lock calls before it appends, marks what is pending or
+adopted, and seals the rest of an unfinished tail.
 """
 
 import contextlib
@@ -25,11 +33,14 @@ from durus.interfaces import NO_TID, Oid, Revision, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
     FIXED_SIZE,
+    FLAGS_READ_ONLY,
+    FLAGS_REFUSE,
     MARK_TAG,
     NOT_SYNCED,
     RECORD_HEAD_SIZE,
     SLOT_HEAD_SIZE,
     TRAILER_SIZE,
+    UNKNOWN_MARK_FLAGS,
     VOID_SIZE,
     VOID_TAG,
     Entry,
@@ -63,12 +74,12 @@ _FLIPPED_BITS_MAX: Final = 3
 
 
 class Tail(NamedTuple):
-    """What follows the settled part of a log: empty if all three places are the same."""
+    """What follows the settled part of a log; empty when nothing is pending, and offset is size."""
 
     pending: list[LoggedTransaction]
     """Transactions that are not marked; their records have not been looked at."""
     offset: int
-    """Where the first byte is that makes no sense, if any."""
+    """Where the first byte is that makes no sense; the size of the file if there is none."""
     size: int
     """The size of the file."""
 
@@ -101,6 +112,8 @@ class Log:
         self.index = LogIndex()
         self.recent = RecentChanges(self.header.horizon) if recent is None else recent
         self.next_oid = self.header.next_oid
+        self.features_read_only = self.header.features_read_only
+        """Not 0 when only a newer release can write: by the header, or by a transaction's flags."""
         self._settled = _Settled(self.header.size, self.header.size, NO_TID)
         self._refused: int | None = None
         """What begins here must be sealed: its sync failed, so it must never become visible."""
@@ -139,6 +152,8 @@ class Log:
         """The entry that begins at `offset` and ends not after `limit`; None if there is none."""
         content = self.file.read(offset, min(limit - offset, _ENTRY_READ_SIZE))
         entry = decode_entry_head(self.header.file_id, offset, content)
+        if isinstance(entry, Mark) and entry.flags & UNKNOWN_MARK_FLAGS:
+            raise self._needs_newer_release("mark", offset, f"flags {entry.flags:#x}")
         if not isinstance(entry, TransactionHead):
             return entry
         if entry.end > limit or entry.slots_offset + TRAILER_SIZE > entry.end:
@@ -156,13 +171,20 @@ class Log:
         if len(rest) < head.rest_size:
             rest = self.file.read(head.offset + FIXED_SIZE, head.rest_size)
         transaction = decode_transaction(head, rest)
-        if transaction is not None and head.flags:
-            raise UnsupportedFormatError(
-                self.path,
-                f"the transaction at offset {head.offset} needs a newer release of durus-storage "
-                f"(flags {head.flags:#x})",
-            )
+        if transaction is None:
+            return None
+        if head.flags & FLAGS_REFUSE:
+            raise self._needs_newer_release("transaction", head.offset, f"flags {head.flags:#x}")
+        for tag, _ in transaction.extensions():
+            if tag[:1].isupper():  # none is known today
+                raise self._needs_newer_release("transaction", head.offset, f"extension {tag!r}")
         return transaction
+
+    def _needs_newer_release(self, what: str, offset: int, why: str) -> UnsupportedFormatError:
+        return UnsupportedFormatError(
+            self.path,
+            f"the {what} at offset {offset} needs a newer release of durus-storage ({why})",
+        )
 
     def read_transaction(self, head: TransactionHead) -> LoggedTransaction:
         """All of a transaction that is known to be there, but its records."""
@@ -267,6 +289,7 @@ class Log:
         self.index.add(transaction)
         self.recent.add(transaction)
         self.next_oid = max(self.next_oid, transaction.head.next_oid)
+        self.features_read_only |= transaction.head.flags & FLAGS_READ_ONLY
         end = transaction.end
         self._settled = _Settled(end, end, transaction.tid)  # last: snapshots are taken at it
 
@@ -376,11 +399,8 @@ class Log:
         if stored.oid != oid:
             raise self.corrupt(slot, "the record of another object is there", oid)
         if stored.codec or stored.kind:
-            raise UnsupportedFormatError(
-                self.path,
-                f"the record at offset {slot} needs a newer release of durus-storage (codec "
-                f"{stored.codec}, kind {stored.kind})",
-            )
+            why = f"codec {stored.codec}, kind {stored.kind}"
+            raise self._needs_newer_release("record", slot, why)
         return stored
 
     def _find_previous(self, head: TransactionHead, slot: int, oid: Oid) -> int:
@@ -446,7 +466,7 @@ class Log:
         whole, _ = self._split_tail(tail)
         if whole:
             self.file.sync()
-            self._publish_until(whole[-1].tid, list(whole))
+            self._publish_until(whole[-1].tid, [t for t in whole if t.tid > self.tid])
             self._tail = tail._replace(pending=tail.pending[len(whole) :])
             self._adopted = True
 
@@ -455,10 +475,16 @@ class Log:
         self.file.append(encode_mark(self.header.file_id, mark))
 
     def _append_void(self, start: int, size: int) -> None:
-        self.file.append(encode_void(self.header.file_id, Void(size, start)))
+        file_id = self.header.file_id
+        void = Void(size, start)
+        content = encode_void(file_id, void)
+        if start == self._visible_end:  # the last mark and reservation may be sealed, too
+            if self.tid != NO_TID:
+                content += encode_mark(file_id, Mark(void.end, self.tid))
+            again = Reservation(size + len(content), self.next_oid)
+            content += encode_reservation(file_id, again)
+        self.file.append(content)
         self._refused = None
-        if start == self._visible_end and self.tid != NO_TID:
-            self._append_mark(self.tid)  # the last one is sealed, too
 
     def append_reservation(self, next_oid: int) -> None:
         """Say that oids below `next_oid` have been handed out; OSError.  The tail is settled."""

@@ -62,6 +62,8 @@ __all__ = [
     "END_TAG",
     "FILE_HEADER_SIZE",
     "FIXED_SIZE",
+    "FLAGS_READ_ONLY",
+    "FLAGS_REFUSE",
     "MAGIC",
     "MARK_SIZE",
     "MARK_TAG",
@@ -71,6 +73,7 @@ __all__ = [
     "SLOT_HEAD_SIZE",
     "TRAILER_SIZE",
     "TRANSACTION_SIZE_MAX",
+    "UNKNOWN_MARK_FLAGS",
     "VERSION",
     "VOID_SIZE",
     "VOID_TAG",
@@ -110,6 +113,18 @@ END_TAG: Final = b"END\xf7"
 
 NOT_SYNCED: Final = 1
 """The flag of a mark whose transaction was not made durable before it."""
+
+# Flags say for single entries what the feature words of the header say for the file.
+UNKNOWN_MARK_FLAGS: Final = 0xFFFF_FFFF & ~NOT_SYNCED
+"""Who meets one of these flags in a mark must not go on; higher ones may be ignored."""
+FLAGS_REFUSE: Final = 0xFF
+"""Who meets one of these flags in a transaction must not go on."""
+FLAGS_READ_ONLY: Final = 0xFF00
+"""Who meets one of these flags in a transaction may read only; higher ones may be ignored."""
+
+_KIND_REMOVED: Final = 1
+_CODEC_OF_ALL: Final = 128
+"""From this codec on all that follows the record's head is one block."""
 
 _FILE_HEADER = struct.Struct(">8sII16s16sQQQQQQ4sI")
 _TRANSACTION = struct.Struct(">4sIQQqQQIIIIII")
@@ -325,6 +340,15 @@ class LoggedTransaction:
             yield DirectoryEntry(oid, slot, previous, size)
             slot += SLOT_HEAD_SIZE + size
 
+    def extensions(self) -> Iterator[tuple[bytes, bytes]]:
+        """Tags of 4 letters, and what belongs to them."""
+        start = 0
+        while start < len(self.extension):
+            content = start + 8
+            stop = content + int.from_bytes(self.extension[start + 4 : content])
+            yield self.extension[start : start + 4], self.extension[content:stop]
+            start = stop
+
     def find_previous(self, oid: Oid) -> int | None:
         """Where the slot of the revision before this transaction's is (0: there is none).
 
@@ -406,13 +430,19 @@ def decode_transaction(head: TransactionHead, rest: bytes) -> LoggedTransaction 
     note = head.user_size
     extension = note + head.note_size
     directory = extension + head.extension_size
-    return LoggedTransaction(
+    transaction = LoggedTransaction(
         head,
         rest[:note].decode(errors="replace"),
         rest[note:extension].decode(errors="replace"),
         rest[extension:directory],
         rest[directory:],
     )
+    known = b""
+    for tag, content in transaction.extensions():
+        if not tag.isalpha():
+            return None
+        known += tag + len(content).to_bytes(4) + content
+    return transaction if known == transaction.extension else None
 
 
 def encode_transaction(
@@ -426,6 +456,7 @@ def encode_transaction(
     user: str = "",
     note: str = "",
     extension: bytes = b"",
+    flags: int = 0,
     records: Sequence[tuple[Oid, int, bytes]],
 ) -> bytes:
     """A transaction to be written at `offset`.
@@ -460,7 +491,7 @@ def encode_transaction(
         next_oid,
         len(records),
         *map(len, texts),
-        0,
+        flags,
         zlib.crc32(rest),
     )
     crc = _crc(file_id, offset, fixed[8:])
@@ -499,6 +530,8 @@ def encode_record(oid: Oid, record: Record) -> bytes:
         raise ValueError(f"an oid has 8 bytes: oid {oid!r}, {len(refs)} bytes of references")
     head = _RECORD.pack(0, number, 0, 0, len(class_pickle), len(refs) // 8, len(state))
     content = b"".join([head[4:], class_pickle, refs, state])
+    if not (class_pickle or refs or state):
+        raise ValueError(f"the record of oid {number} is empty, as only that of a removed one is")
     return zlib.crc32(content).to_bytes(4) + content
 
 
@@ -506,18 +539,28 @@ def measure_record(head: bytes) -> int | None:
     """The size of the record that begins with `head`; None when it is cut off."""
     if len(head) < RECORD_HEAD_SIZE:
         return None
-    _, _, _, _, class_size, ref_count, state_size = _RECORD.unpack_from(head)
-    size: int = RECORD_HEAD_SIZE + class_size + 8 * ref_count + state_size
+    _, _, codec, _, class_size, ref_count, state_size = _RECORD.unpack_from(head)
+    size: int = RECORD_HEAD_SIZE + state_size
+    if codec < _CODEC_OF_ALL:
+        size += class_size + 8 * ref_count
     return size
 
 
 def decode_record(content: bytes) -> LoggedRecord | None:
-    """The record that `content` is, to the byte; None when it is damaged."""
+    """The record that `content` is, to the byte; None when it is damaged.
+
+    What is stored is not decoded: of a codec that is not 0 the state, or (from 128 on) everything
+    as one block in the place of the state, is what it is.
+    """
     if len(content) != measure_record(content):
         return None
     crc, _, codec, kind, class_size, ref_count, _ = _RECORD.unpack_from(content)
     if crc != zlib.crc32(memoryview(content)[4:]):
         return None
+    if (kind == _KIND_REMOVED) != (len(content) == RECORD_HEAD_SIZE):
+        return None  # the size in a directory tells a removal
+    if codec >= _CODEC_OF_ALL:
+        class_size = ref_count = 0
     refs = RECORD_HEAD_SIZE + class_size
     state = refs + 8 * ref_count
     record = Record(content[RECORD_HEAD_SIZE:refs], content[state:], content[refs:state])

@@ -1,13 +1,15 @@
 """Pack: copy what can be reached from the root into a new file.
 
 `FileStorage.pack` calls it, and puts the new file in the old one's place.  Invariants: transactions
-keep their tids, ids, times, users, notes and order; records are copied byte for byte; the newest
-transaction is always kept, so that tids and the next oid go on from where they were.
+keep their tids, ids, times, users, notes and order; records are copied byte for byte; the last
+transactions are always kept, if need be without records, so that tids go on from where they were
+and `find` still knows who has committed.
 """
 
 import time
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from durus.interfaces import ROOT_OID, Oid, Tid
@@ -27,6 +29,8 @@ __all__ = ["read_transactions", "write_packed"]
 
 _MARK_INTERVAL: Final = 64
 """So many transactions share a mark: who opens the file holds what is unmarked in memory."""
+_TRANSACTIONS_KEPT: Final = 1000
+"""So many of the last transactions are kept, whether any of their records are or not."""
 
 
 def read_transactions(
@@ -73,6 +77,7 @@ def write_packed(log: Log, file: LogFile, file_id: bytes) -> None:
     file.append(encode_file_header(header))
     offset = header.size
     unmarked = 0
+    kept_since = min(head.tid for head in islice(log.walk_back(), _TRANSACTIONS_KEPT))
     for transaction in read_transactions(log):
         records = []
         for entry in transaction.entries():
@@ -80,7 +85,7 @@ def write_packed(log: Log, file: LogFile, file_id: bytes) -> None:
             if oid in reachable and log.index.find(oid) == entry.slot:
                 records.append((oid, 0, log.copy_record(entry.slot, oid)))
         newest = transaction.tid == log.tid
-        if records or newest:
+        if records or transaction.tid >= kept_since:
             content = encode_transaction(
                 file_id,
                 offset,
@@ -91,6 +96,7 @@ def write_packed(log: Log, file: LogFile, file_id: bytes) -> None:
                 user=transaction.user,
                 note=transaction.note,
                 extension=transaction.extension,
+                flags=transaction.head.flags,
                 records=records,
             )
             unmarked += 1

@@ -18,7 +18,6 @@ from durus.log_format import (
     TRAILER_SIZE,
     LoggedTransaction,
     Mark,
-    Reservation,
     Void,
     decode_distance,
     decode_record,
@@ -76,6 +75,7 @@ class _Walk:
                 if isinstance(entry, Mark):
                     if entry.tid <= self._last_tid:
                         yield from self._make_visible(entry.tid, complete=not damaged)
+                        self.tid = max(self.tid, entry.tid)
                         continue  # here is still what it was
                     damaged = True
                     yield Finding(position, None, None, "the entry is damaged")
@@ -84,8 +84,6 @@ class _Walk:
                     self.pending.append(entry)
                 case Void():
                     self.pending = [t for t in self.pending if t.offset < entry.start]
-                case Reservation():
-                    pass
                 case Mark():
                     yield from self._make_visible(entry.tid, complete=not damaged)
                     if entry.tid != self.tid and not damaged:
