@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Final
 from weakref import WeakValueDictionary
 
 from durus import interfaces, serialize
@@ -23,6 +24,7 @@ from durus.error import (
     DanglingReferenceError,
     DurusKeyError,
     ReadConflictError,
+    ReadOnlyError,
     StorageClosedError,
     StorageError,
     WriteConflictError,
@@ -44,7 +46,8 @@ from durus.storage import Storage
 
 __all__ = ["ClassicAdapter", "as_storage", "record_from_classic", "record_to_classic"]
 
-_LOADED_AT_ONCE = 100
+_LOADED_AT_ONCE: Final = 100
+_END: Final = object()
 
 
 class _AdapterSnapshot:
@@ -67,12 +70,12 @@ class _AdapterSnapshot:
 class ClassicAdapter:
     """One classic storage, for any number of connections and threads, without history.
 
-    The storage serves one caller, which is the adapter: nobody else may use it meanwhile.  All
-    calls to it happen under one lock.
+    The storage, `classic`, serves one caller, which is the adapter: nobody else may use it
+    meanwhile.  All calls to it happen under one lock.
     """
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        self.classic = self._storage = storage
         self._lock = threading.Lock()
         self._closed = False
         self._tid = Tid(time.time_ns())
@@ -85,6 +88,8 @@ class ClassicAdapter:
         self._spare_oids: list[Oid] = []
         self._reserved: set[Oid] = set()
         """Handed out and not yet stored: known not to exist, without asking for them."""
+        self._removed: set[Oid] = set()
+        """Packed away: not handed out again by us, since somebody may still hold a reference."""
 
     def __repr__(self) -> str:
         return f"ClassicAdapter({self._storage})"
@@ -95,7 +100,7 @@ class ClassicAdapter:
 
     @property
     def readonly(self) -> bool:
-        return False
+        return bool(getattr(self._storage, "readonly", False))
 
     def snapshot(self) -> interfaces.Snapshot:
         with self._lock:
@@ -112,7 +117,7 @@ class ClassicAdapter:
         if count < 1:
             raise ValueError(f"{count} oids cannot be reserved")
         with self._lock:
-            self._check_open()
+            self._check_writable()
             oids = [self._new_oid() for _ in range(count)]
             self._reserved.update(oids)
             return oids
@@ -128,9 +133,9 @@ class ClassicAdapter:
         writes = transaction.writes
         since = transaction.snapshot_tid
         with self._lock:
-            self._check_open()
+            self._check_writable()
             check_created(transaction.created)
-            existing = [oid for oid in transaction.created - self._reserved if self._exists(oid)]
+            existing = self._load_existing(transaction.created - self._reserved)
             absent, dangling = self._find_absent(writes, transaction.created)
             # After the loads, which may have brought more changes to light.
             changed = self._changes(since, self._tid)
@@ -167,6 +172,9 @@ class ClassicAdapter:
                 if isinstance(error, WriteConflictError):
                     raise
                 raise WriteConflictError(error.oids) from error
+            except CommitOutcomeUnknownError as error:
+                self._doubt(transaction, reported)
+                raise CommitOutcomeUnknownError(transaction.id, error.reason) from error
             except StorageError:
                 self._note_changes(reported)
                 raise
@@ -177,9 +185,7 @@ class ClassicAdapter:
                     raise StorageError(
                         f"{self._storage}: the transaction was not committed: {error}"
                     ) from error
-                # Perhaps it was stored: everybody shall look again, the committer included.
-                self._reserved -= transaction.created
-                self._note_changes(reported | writes.keys())
+                self._doubt(transaction, reported)
                 if not isinstance(error, Exception):
                     raise
                 raise CommitOutcomeUnknownError(
@@ -192,11 +198,26 @@ class ClassicAdapter:
             return CommitResult(self._tid, changed)
 
     def pack(self) -> None:
-        """Pack the classic storage; what it then reports as removed counts as changed."""
+        """Pack the classic storage; what it then reports as removed counts as changed.
+
+        If the storage packs in steps, others are served between them.
+        """
+        with self._lock:
+            self._check_writable()
+            packer = self._storage.get_packer()
+            if packer is None:
+                self._storage.pack()
+        for _ in iter(lambda: self._step(packer), False):
+            pass
         with self._lock:
             self._check_open()
-            self._storage.pack()
-            self._sync()
+            self._removed |= self._sync()
+
+    def _step(self, packer: Iterator[object] | None) -> bool:
+        """Whether there may be more to pack."""
+        with self._lock:
+            self._check_open()
+            return packer is not None and next(packer, _END) is not _END
 
     def close(self) -> None:
         with self._lock:
@@ -210,8 +231,21 @@ class ClassicAdapter:
         if self._closed:
             raise StorageClosedError(f"{self._storage} is closed")
 
-    def _sync(self) -> None:
-        self._note_changes({Oid(oid) for oid in self._storage.sync()})
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self.readonly:
+            raise ReadOnlyError(f"{self._storage} is open read-only")
+
+    def _sync(self) -> set[Oid]:
+        """Learn of what others changed, since when this was last asked."""
+        changed = {Oid(oid) for oid in self._storage.sync()}
+        self._note_changes(changed)
+        return changed
+
+    def _doubt(self, transaction: Transaction, reported: set[Oid]) -> None:
+        """It may have been stored: everybody shall look again, the committer included."""
+        self._reserved -= transaction.created
+        self._note_changes(reported | transaction.writes.keys())
 
     def _note_changes(self, oids: Collection[Oid]) -> None:
         """Give these changes a tid."""
@@ -257,12 +291,18 @@ class ClassicAdapter:
         except KeyError as error:
             raise DurusKeyError(oid) from error
 
-    def _exists(self, oid: Oid) -> bool:
-        try:
-            self._load(oid)
-        except DurusKeyError:
-            return False
-        return True
+    def _load_existing(self, oids: Collection[Oid]) -> dict[Oid, bytes]:
+        """The newest classic records of those of `oids` that exist."""
+        found: dict[Oid, bytes] = {}
+        if oids:
+            try:
+                return dict(zip(oids, self._storage.bulk_load(oids), strict=True))
+            except (KeyError, ReadConflictError):  # one by one, to find out which
+                pass
+        for oid in oids:
+            with contextlib.suppress(DurusKeyError):
+                found[oid] = self._load(oid)
+        return found
 
     def _check_unchanged(self, tid: Tid, oids: Iterable[Oid]) -> None:
         for oid in oids:
@@ -307,20 +347,22 @@ class ClassicAdapter:
         self, writes: Mapping[Oid, Record], created: frozenset[Oid]
     ) -> tuple[set[Oid], set[Oid]]:
         """What the transaction changes, and what it newly refers to, that does not exist."""
-        absent: set[Oid] = set()
+        changed = writes.keys() - created
+        old_records = self._load_existing(changed)
         suspects: set[Oid] = set()
         for oid, record in writes.items():
             refs = {ref for ref in split_oids(record.refs) if ref not in writes}
-            if oid not in created:
-                try:
-                    refs -= set(split_oids(unpack_record(self._load(oid))[2]))
-                except DurusKeyError:
-                    absent.add(oid)
+            if oid in old_records:
+                refs -= set(split_oids(unpack_record(old_records[oid])[2]))
             suspects |= refs
-        return absent, {oid for oid in suspects if not self._exists(oid)}
+        return changed - old_records.keys(), suspects - self._load_existing(suspects).keys()
 
     def _new_oid(self) -> Oid:
-        return self._spare_oids.pop() if self._spare_oids else Oid(self._storage.new_oid())
+        if self._spare_oids:
+            return self._spare_oids.pop()
+        while (oid := Oid(self._storage.new_oid())) in self._removed:
+            pass
+        return oid
 
     def _take_root_oid(self, created: frozenset[Oid]) -> None:
         """Let the storage hand out the oid of the root before it is stored.

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast, overload
 
 from durus.cache import Cache, ObjectDictionary, ReferenceContainer
-from durus.classic import as_storage
+from durus.classic import ClassicAdapter, as_storage
 from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
@@ -103,7 +103,7 @@ class Connection(ConnectionBase, Generic[R]):
         *,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
-        import_classes: bool = True,
+        import_classes: bool | None = None,
     ) -> None: ...
 
     @overload
@@ -115,7 +115,7 @@ class Connection(ConnectionBase, Generic[R]):
         root_class: type[R],
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
-        import_classes: bool = True,
+        import_classes: bool | None = None,
     ) -> None: ...
 
     def __init__(
@@ -126,7 +126,7 @@ class Connection(ConnectionBase, Generic[R]):
         *,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
-        import_classes: bool = True,
+        import_classes: bool | None = None,
     ) -> None:
         """Connect to a storage, given as such, as a path or as a URI.
 
@@ -138,11 +138,19 @@ class Connection(ConnectionBase, Generic[R]):
           WrongClassError.
         allow: packages, modules or names of which records may make objects; see docs/security.md.
         aliases: {"old.Old": "new.New"} for classes that were renamed.
-        import_classes: whether records may import the modules of their classes, as in 4.x.
+        import_classes: whether records may import the modules of their classes, as in 4.x; by
+          default those of local storages may, and those that a server sends may not.
         """
         self._opened = isinstance(storage, str | os.PathLike)
-        self.storage = open_storage(storage) if isinstance(storage, str | os.PathLike) else storage
-        self._storage = as_storage(self.storage)
+        if isinstance(storage, str | os.PathLike):
+            storage = open_storage(storage)
+        self._storage = as_storage(storage)
+        # A program of 4.x that opened a file by its path calls the classic storage of that file.
+        self.storage = storage.classic if isinstance(storage, ClassicAdapter) else storage
+        if import_classes is None:
+            import_classes = not (
+                isinstance(self.storage, ClassicStorage) and self.storage.is_remote
+            )
         policy = LoadingPolicy(allow=allow, aliases=aliases, import_classes=import_classes)
         self.reader = ObjectReader(self, policy)
         self.changed: dict[Oid, PersistentObject] = {}
@@ -288,9 +296,11 @@ class Connection(ConnectionBase, Generic[R]):
             )
         self._loading.add(oid)
         try:
-            self._fill(obj, self._view.load(oid))
-        except DurusKeyError as error:  # a pack removed it since the reference was loaded
-            raise ReadConflictError([oid]) from error
+            try:
+                revision = self._view.load(oid)
+            except DurusKeyError as error:  # a pack removed it since the reference was loaded
+                raise ReadConflictError([oid]) from error
+            self._fill(obj, revision)
         finally:
             self._loading.discard(oid)
 

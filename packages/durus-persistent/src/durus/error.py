@@ -17,6 +17,7 @@ Each says what happened, to which object or where in which file, and what to do 
         DanglingReferenceError         a commit refers to an object that does not exist
         CommitOutcomeUnknownError      the commit may or may not have happened
         StorageClosedError             it was closed
+        ServerLostError                its server does not answer any more
         ReadOnlyError                  it was opened read-only
         StorageLockedError             another process has it
         StorageOpenError               it cannot be opened; the file is left as it was
@@ -55,6 +56,7 @@ __all__ = [
     "ProtocolError",
     "ReadConflictError",
     "ReadOnlyError",
+    "ServerLostError",
     "StorageClosedError",
     "StorageError",
     "StorageLockedError",
@@ -159,21 +161,32 @@ class DanglingReferenceError(StorageError):
 
 
 class CommitOutcomeUnknownError(StorageError):
-    """The commit failed half-way: ask `find(transaction_id)` whether it happened."""
+    """The commit failed half-way: ask `find(transaction_id)` whether it happened.
 
-    def __init__(self, transaction_id: int, reason: str) -> None:
+    A classic storage that is called by itself gives its transactions no id: then it is None.
+    """
+
+    def __init__(self, transaction_id: int | None, reason: str) -> None:
         super().__init__(transaction_id, reason)
         self.transaction_id = transaction_id
+        self.reason = reason
 
     def __str__(self) -> str:
+        which = "the transaction"
+        if self.transaction_id is not None:
+            which = f"transaction {self.transaction_id:016x}"
         return (
-            f"it is not known whether transaction {self.transaction_id:016x} was committed: "
-            f"{self.args[1]}.  find() of a storage that keeps history will tell"
+            f"it is not known whether {which} was committed: {self.reason}.  find() of a storage "
+            "that keeps history will tell; with any other, look whether the change is there"
         )
 
 
 class StorageClosedError(StorageError, ValueError):
     """The storage was closed (a ValueError, as for a closed file)."""
+
+
+class ServerLostError(StorageError, ConnectionError):
+    """The connection to a storage server was lost, or could not be made."""
 
 
 class ReadOnlyError(StorageError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from durus import interfaces
 from durus.crawl import crawl, crawl_snapshot
@@ -68,6 +68,9 @@ class Storage:
     Its records are bytes, as `durus.serialize.pack_record` makes them.  A `Connection` takes an
     instance as it takes any other storage.
     """
+
+    is_remote: ClassVar[bool] = False
+    """Its records come from a server: a connection then imports no modules because of them."""
 
     def __init__(self) -> None:
         raise RuntimeError("Storage is abstract")

@@ -35,8 +35,6 @@ class View:
     def snapshot(self) -> Snapshot:
         """The snapshot; StorageClosedError after close()."""
         if self._snapshot is None:
-            if self._closed:
-                raise StorageClosedError(f"the connection to {self.storage} is closed")
             self._renew()
             assert self._snapshot is not None
         return self._snapshot
@@ -56,14 +54,14 @@ class View:
             self._snapshot = None
 
     def _renew(self) -> None:
+        if self._closed:
+            raise StorageClosedError(f"the connection to {self.storage} is closed")
         newest = self.storage.snapshot()
         self._forget(self.storage.changes(self._tid, newest.tid))
         self._use(newest)
 
     def begin(self) -> None:
-        """Begin a new transaction, on the newest snapshot."""
-        if self._closed:
-            raise StorageClosedError(f"the connection to {self.storage} is closed")
+        """Begin a new transaction, on the newest snapshot; StorageClosedError after close()."""
         self._renew()
         self.accessed = OidSet()
 

@@ -7,9 +7,9 @@ finding.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from durus.error import StorageError, format_oid
+from durus.file_format import Finding
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log import Log
 from durus.log_file import LogFile, OperatingSystem, System
@@ -24,21 +24,7 @@ from durus.log_format import (
 )
 from durus.record import split_oids
 
-__all__ = ["Finding", "verify_file"]
-
-
-class Finding(NamedTuple):
-    """Something that is wrong, and where: offset in the file, tid, oid, as far as known."""
-
-    offset: int
-    tid: Tid | None
-    oid: Oid | None
-    problem: str
-
-    def __str__(self) -> str:
-        tid = "" if self.tid is None else f", tid {self.tid}"
-        oid = "" if self.oid is None else f", oid {format_oid(self.oid)}"
-        return f"offset {self.offset}{tid}{oid}: {self.problem}"
+__all__ = ["verify_file"]
 
 
 def verify_file(path: str, system: System | None = None) -> Iterator[Finding]:
