@@ -6,7 +6,7 @@ import pickle
 import threading
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,7 @@ from durus.error import (
     DanglingReferenceError,
     DurusKeyError,
     ReadConflictError,
+    ReadOnlyError,
     StorageClosedError,
     StorageError,
     WriteConflictError,
@@ -28,7 +29,13 @@ from durus.interfaces import CHANGES_MAX, ROOT_OID, Oid, PackableStorage, Record
 from durus.oid_set import OidSet
 from durus.record import pack_record, unpack_record
 from durus.storage import MemoryStorage, Storage
-from durus.testing.storage_contract import commit, create, make_record, value_of
+from durus.testing.storage_contract import (
+    commit,
+    create,
+    make_record,
+    make_transaction,
+    value_of,
+)
 
 
 def oid(number: int) -> Oid:
@@ -50,6 +57,7 @@ class SharedStorage(Storage):
         self.fail_in: str = ""
         self.failure: BaseException = OSError("the line is dead")
         self.closed = 0
+        self.readonly = False
         self.loads = 0
         self.packed: list[bytes] = []
 
@@ -458,6 +466,76 @@ def test_what_pack_removed_counts_as_changed(
     adapter.pack()
     assert adapter.changes(tid, adapter.tid) == frozenset([b])
     assert value_at(adapter.snapshot(), a) == 0
+
+
+def test_what_pack_removed_is_not_handed_out_again(
+    adapter: ClassicAdapter, shared: SharedStorage
+) -> None:
+    """SHELF-1 reuses oids, but a connection may still hold a reference to the removed object."""
+    _, b = create(adapter, 2)
+    commit(adapter, {ROOT_OID: make_record(1)})
+    shared.packed = [b]
+    adapter.pack()
+    shared.last_oid = 0
+    assert b not in adapter.reserve_oids(5)
+
+
+def test_others_are_served_while_a_storage_packs_in_steps(
+    adapter: ClassicAdapter, shared: SharedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(adapter, 1)
+    served = threading.Event()
+
+    def read() -> None:
+        adapter.snapshot()
+        served.set()
+
+    reader = threading.Thread(target=read)
+
+    def pack() -> Iterator[str]:
+        reader.start()
+        for _ in range(1_000_000):
+            if served.is_set():
+                break
+            yield "a step"
+
+    monkeypatch.setattr(shared, "get_packer", pack)
+    adapter.pack()
+    was_served = served.is_set()
+    reader.join()
+    assert was_served
+
+
+def test_a_storage_that_says_it_is_readonly_is_never_written(
+    adapter: ClassicAdapter, shared: SharedStorage
+) -> None:
+    (a,) = create(adapter, 1)
+    since = adapter.tid
+    shared.readonly = True
+    assert adapter.readonly
+    calls: list[Callable[[], object]] = [
+        lambda: commit(adapter, {a: make_record(1)}, since=since),
+        lambda: adapter.reserve_oids(1),
+        adapter.pack,
+    ]
+    for call in calls:
+        with pytest.raises(ReadOnlyError):
+            call()
+    assert value_at(adapter.snapshot(), a) == 0
+
+
+def test_an_outcome_that_the_storage_does_not_know_gets_the_id_of_the_transaction(
+    adapter: ClassicAdapter, shared: SharedStorage
+) -> None:
+    (a,) = create(adapter, 1)
+    since = adapter.tid
+    shared.fail_in = "answer"
+    shared.failure = CommitOutcomeUnknownError(None, "the line is dead")
+    transaction = make_transaction(since, {a: make_record(1)})
+    with pytest.raises(CommitOutcomeUnknownError, match="the line is dead") as caught:
+        adapter.commit(transaction)
+    assert caught.value.transaction_id == transaction.id
+    assert adapter.changes(since, adapter.tid) == frozenset({a})
 
 
 def test_the_storage_is_closed_once(shared: SharedStorage, adapter: ClassicAdapter) -> None:

@@ -34,6 +34,7 @@ from durus.persistent import Persistent, PersistentBase, PersistentObject, is_gh
 from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
 from durus.storage import MemoryStorage
+from durus.storage import Storage as ClassicStorage
 
 OID = Oid(bytes(7) + b"\x05")
 PROTOCOLS = [2, 3, 4, 5]
@@ -342,6 +343,42 @@ def test_without_import_classes_nothing_foreign_is_imported(site: Path) -> None:
     with pytest.raises(ClassNotAllowedError, match=r'allow=\["stranger.models.Thing"\]'):
         policy.load_class(named("stranger.models", "Thing"), OID)
     assert "stranger" not in sys.modules
+
+
+class RemoteStorage(ClassicStorage):
+    """Says that its records come from a server."""
+
+    is_remote = True
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.last_oid = -1
+
+    def load(self, oid: bytes) -> bytes:
+        return self.records[oid]
+
+    def begin(self) -> None: ...
+
+    def store(self, oid: bytes, record: bytes) -> None:
+        self.records[oid] = record
+
+    def end(self, handle_invalidations: object = None) -> None: ...
+
+    def sync(self) -> list[bytes]:
+        return []
+
+    def new_oid(self) -> bytes:
+        self.last_oid += 1
+        return self.last_oid.to_bytes(8)
+
+
+def test_a_server_imports_nothing_unless_the_program_says_so(site: Path) -> None:
+    write_module(site, "stranger.models", PERSISTENT_CLASS)
+    thing = named("stranger.models", "Thing")
+    with Connection(RemoteStorage()) as careful, pytest.raises(ClassNotAllowedError):
+        careful.reader.policy.load_class(thing, OID)
+    with Connection(RemoteStorage(), import_classes=True) as trusting:
+        assert trusting.reader.policy.load_class(thing, OID).__name__ == "Thing"
 
 
 @pytest.mark.parametrize("allowed", ["guest", "guest.models", "guest.models.Thing"])

@@ -47,7 +47,8 @@ from durus.storage import Storage
 __all__ = ["ClassicAdapter", "as_storage", "record_from_classic", "record_to_classic"]
 
 _LOADED_AT_ONCE: Final = 100
-_END: Final = object()
+_PACK_TURN_S: Final = 0.005
+_PACK_PAUSE_S: Final = 0.0005
 
 
 class _AdapterSnapshot:
@@ -207,17 +208,21 @@ class ClassicAdapter:
             packer = self._storage.get_packer()
             if packer is None:
                 self._storage.pack()
-        for _ in iter(lambda: self._step(packer), False):
-            pass
+        while packer is not None and self._pack_for_a_while(packer):
+            time.sleep(_PACK_PAUSE_S)  # a lock that is taken again at once lets nobody else in
         with self._lock:
             self._check_open()
             self._removed |= self._sync()
 
-    def _step(self, packer: Iterator[object] | None) -> bool:
-        """Whether there may be more to pack."""
+    def _pack_for_a_while(self, packer: Iterator[object]) -> bool:
+        """Whether there is more to pack."""
+        until = time.monotonic() + _PACK_TURN_S
         with self._lock:
             self._check_open()
-            return packer is not None and next(packer, _END) is not _END
+            for _ in packer:
+                if time.monotonic() >= until:
+                    return True
+        return False
 
     def close(self) -> None:
         with self._lock:
