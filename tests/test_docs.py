@@ -16,14 +16,11 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
-    page
-    for page in (
-        REPOSITORY / "docs" / "objects.md",
-        REPOSITORY / "docs" / "security.md",
+    [
         REPOSITORY / "README.md",
+        *REPOSITORY.glob("docs/*.md"),
         *REPOSITORY.glob("packages/*/README.md"),
-    )
-    if page.exists()
+    ]
 )
 
 FENCED = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
