@@ -12,6 +12,7 @@ from durus import interfaces
 from durus.classic import ClassicAdapter
 from durus.error import StorageOpenError
 from durus.interfaces import ROOT_OID, Oid
+from durus.memory_storage import open_memory
 from durus.record import pack_record
 from durus.storage import (
     MemoryStorage,
@@ -20,7 +21,6 @@ from durus.storage import (
     gen_referring_oid_record,
     get_census,
     get_reference_index,
-    open_memory,
     open_storage,
 )
 

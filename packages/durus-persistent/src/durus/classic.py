@@ -18,6 +18,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from durus import interfaces, serialize
+from durus.classic_storage import Storage
 from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
@@ -42,7 +43,6 @@ from durus.interfaces import (
     check_created,
 )
 from durus.record import record_from_classic, record_to_classic, split_oids, unpack_record
-from durus.storage import Storage
 
 __all__ = ["ClassicAdapter", "as_storage", "record_from_classic", "record_to_classic"]
 

@@ -44,6 +44,7 @@ from durus.interfaces import (
     Transaction,
 )
 from durus.missing import MissingObject
+from durus.opening import open_storage
 from durus.persistent import (
     GHOST,
     ConnectionBase,
@@ -54,8 +55,6 @@ from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
 from durus.record import join_record
 from durus.serialize import ObjectReader, ObjectWriter
-from durus.storage import Storage as ClassicStorage
-from durus.storage import open_storage
 from durus.view import View
 
 if TYPE_CHECKING:
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeVar
 
+    from durus.classic_storage import Storage as ClassicStorage
     from durus.interfaces import Storage
 
     R = TypeVar("R", bound=PersistentObject, default=PersistentDict[str, Any])
@@ -148,9 +148,7 @@ class Connection(ConnectionBase, Generic[R]):
         # A program of 4.x that opened a file by its path calls the classic storage of that file.
         self.storage = storage.classic if isinstance(storage, ClassicAdapter) else storage
         if import_classes is None:
-            import_classes = not (
-                isinstance(self.storage, ClassicStorage) and self.storage.is_remote
-            )
+            import_classes = not getattr(self.storage, "is_remote", False)
         policy = LoadingPolicy(allow=allow, aliases=aliases, import_classes=import_classes)
         self.reader = ObjectReader(self, policy)
         self.changed: dict[Oid, PersistentObject] = {}

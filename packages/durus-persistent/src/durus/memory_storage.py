@@ -1,0 +1,238 @@
+"""`MemoryStorage`: the whole of the storage interface in the fewest lines, the model of all others.
+
+Programs import it from `durus.storage`.
+"""
+
+import contextlib
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
+
+from durus import interfaces
+from durus.classic_storage import ClassicCalls
+from durus.error import (
+    DanglingReferenceError,
+    DurusKeyError,
+    HistoryUnavailableError,
+    StorageClosedError,
+    StorageOpenError,
+    WriteConflictError,
+)
+from durus.interfaces import (
+    CHANGES_MAX,
+    NO_TID,
+    ROOT_OID,
+    CommitResult,
+    CommittedTransaction,
+    Oid,
+    Revision,
+    Tid,
+    Transaction,
+    check_created,
+)
+from durus.record import split_oids
+
+__all__ = ["MemoryStorage", "open_memory"]
+
+_tid_of = attrgetter("tid")
+
+
+class _MemorySnapshot:
+    """Reads lists of revisions, oldest first, that are only ever appended to: it needs no lock."""
+
+    def __init__(self, storage: "MemoryStorage", tid: Tid) -> None:
+        self.tid = tid
+        self._storage = storage
+        # A pack puts a new dictionary into the storage's place, and leaves this one alone.
+        self._revisions: dict[Oid, list[Revision]] | None = storage._revisions
+
+    def load(self, oid: Oid) -> Revision:
+        self._storage._check_open()
+        if self._revisions is None:
+            raise StorageClosedError("the snapshot is closed")
+        revisions = self._revisions.get(oid, ())
+        count = bisect_right(revisions, self.tid, key=_tid_of)
+        if not count:
+            raise DurusKeyError(oid)
+        return revisions[count - 1]
+
+    def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
+        for oid in oids:
+            with contextlib.suppress(DurusKeyError):
+                yield oid, self.load(oid)
+
+    def close(self) -> None:
+        self._revisions = None
+
+
+class MemoryStorage(ClassicCalls):
+    """Keeps everything in memory: for tests, and for what need not last.
+
+    It implements `HistoryStorage` and `PackableStorage`.
+    """
+
+    def __repr__(self) -> str:
+        return f"<MemoryStorage @{id(self):x}>"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._revisions: dict[Oid, list[Revision]] = {}
+        self._transactions: list[CommittedTransaction] = []
+        self._tid = NO_TID
+        self._horizon = NO_TID
+        """No snapshot is older: pack dropped what it would see."""
+        self._forgotten_tid = NO_TID
+        """Pack dropped the transactions up to this one, so changes since before are unknown."""
+        self._next_oid = 0
+        self._closed = False
+
+    @property
+    def tid(self) -> Tid:
+        return self._tid
+
+    @property
+    def readonly(self) -> bool:
+        return False
+
+    def snapshot(self, at: Tid | None = None) -> interfaces.Snapshot:
+        with self._lock:
+            self._check_open()
+            if at is None or at >= self._tid:
+                return _MemorySnapshot(self, self._tid)
+            if at < self._horizon:
+                raise HistoryUnavailableError(
+                    f"there is no snapshot at tid {at}: what was before tid {self._horizon} has "
+                    "been packed away"
+                )
+            count = bisect_right(self._transactions, at, key=_tid_of)
+            tid = self._transactions[count - 1].tid if count else self._horizon
+            return _MemorySnapshot(self, tid)
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        writes, created = transaction.writes, transaction.created
+        with self._lock:
+            self._check_open()
+            since = transaction.snapshot_tid
+            if since < self._forgotten_tid:  # a pack and very many changes came in between
+                raise WriteConflictError()
+            check_created(created)
+            # Set operators with a dictionary's keys would visit every object there is.
+            conflicts = {oid for oid in writes if (oid in self._revisions) == (oid in created)}
+            conflicts.update(transaction.accessed.overlap(self._written(since, self._tid)))
+            if conflicts:
+                raise WriteConflictError(sorted(conflicts))
+            refs = {ref for record in writes.values() for ref in split_oids(record.refs)}
+            dangling = [r for r in refs if r not in writes and r not in self._revisions]
+            if dangling:
+                raise DanglingReferenceError(sorted(dangling))
+            changed = self._changes(since, self._tid)
+            # Oids need not come from reserve_oids(): a connection just takes that of the root.
+            self._next_oid = max(self._next_oid, int.from_bytes(max(writes)) + 1)
+            tid = Tid(max(time.time_ns(), self._tid + 1))
+            for oid, record in writes.items():
+                self._revisions.setdefault(oid, []).append(Revision(tid, record))
+            self._transactions.append(
+                CommittedTransaction(
+                    tid=tid,
+                    id=transaction.id,
+                    time_ns=transaction.time_ns,
+                    user=transaction.user,
+                    note=transaction.note,
+                    oids=tuple(writes),
+                )
+            )
+            self._tid = tid  # last: this is what makes the transaction visible
+            return CommitResult(tid, changed)
+
+    def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
+        with self._lock:
+            self._check_open()
+            return self._changes(since, until)
+
+    def _changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
+        if since < self._forgotten_tid:
+            return None
+        changed = self._written(since, until)
+        return None if len(changed) > CHANGES_MAX else frozenset(changed)
+
+    def _written(self, since: Tid, until: Tid) -> set[Oid]:
+        start = bisect_right(self._transactions, since, key=_tid_of)
+        stop = bisect_right(self._transactions, until, key=_tid_of)
+        return {oid for transaction in self._transactions[start:stop] for oid in transaction.oids}
+
+    def reserve_oids(self, count: int) -> Sequence[Oid]:
+        if count < 1:
+            raise ValueError(f"{count} oids cannot be reserved")
+        with self._lock:
+            self._check_open()
+            first = self._next_oid
+            self._next_oid += count
+        return [Oid(number.to_bytes(8)) for number in range(first, first + count)]
+
+    def transactions(
+        self, start: Tid | None = None, stop: Tid | None = None
+    ) -> Iterator[CommittedTransaction]:
+        with self._lock:
+            self._check_open()
+            start = max(self._horizon, NO_TID if start is None else start)
+            return iter(
+                [t for t in self._transactions if t.tid >= start and (stop is None or t.tid < stop)]
+            )
+
+    def revisions(self, oid: Oid) -> Iterator[Revision]:
+        with self._lock:
+            self._check_open()
+            if oid not in self._revisions:
+                raise DurusKeyError(oid)
+            return iter(self._revisions[oid][::-1])
+
+    def find(self, transaction_id: int) -> Tid | None:
+        with self._lock:
+            self._check_open()
+            return next((t.tid for t in self._transactions if t.id == transaction_id), None)
+
+    def pack(self) -> None:
+        """Forget history, and the objects that cannot be reached from the root.
+
+        Open snapshots go on seeing what they saw.  Without a root nothing happens.
+        """
+        with self._lock:
+            self._check_open()
+            if ROOT_OID not in self._revisions:
+                return
+            kept: dict[Oid, list[Revision]] = {}
+            todo = [ROOT_OID]
+            while todo:
+                oid = todo.pop()
+                if oid not in kept:
+                    newest = self._revisions[oid][-1]
+                    kept[oid] = [newest]
+                    todo.extend(split_oids(newest.record.refs))
+            # Connections still ask what changed since their snapshots, and for transaction ids.
+            room = CHANGES_MAX
+            for index in reversed(range(len(self._transactions))):
+                room -= len(self._transactions[index].oids)
+                if room < 0:
+                    self._forgotten_tid = self._transactions[index].tid
+                    del self._transactions[: index + 1]
+                    break
+            self._revisions = kept
+            self._horizon = self._tid
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError("the memory storage is closed; what it held is gone")
+
+
+def open_memory(uri: str, *, readonly: bool, create: bool) -> MemoryStorage:
+    """A new storage in memory: the opener of the scheme `memory`."""
+    if readonly or not create:
+        raise StorageOpenError(
+            uri, "a storage in memory is always a new one: open it with create, and not read-only"
+        )
+    return MemoryStorage()
