@@ -4,9 +4,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from durus.classic import as_storage
+from durus.classic_verify import verify_shelf
 from durus.file_storage import FileStorage
 from durus.interfaces import Storage
 from durus.log_verify import verify_file
+from durus.shelf_storage import ShelfStorage
+from durus.sqlite_storage import SqliteStorage, verify_sqlite
 from durus.storage import MemoryStorage
 from durus.storage import Storage as ClassicStorage
 
@@ -39,6 +42,22 @@ class File(Kind):
 
     def check(self, path: Path) -> None:
         assert list(verify_file(str(path))) == []
+
+
+class Sqlite(Kind):
+    def open(self, path: Path) -> Storage:
+        return SqliteStorage(path)
+
+    def check(self, path: Path) -> None:
+        assert list(verify_sqlite(str(path))) == []
+
+
+class Shelf(Kind):
+    def open(self, path: Path) -> Storage:
+        return as_storage(ShelfStorage(path))
+
+    def check(self, path: Path) -> None:
+        assert list(verify_shelf(str(path))) == []
 
 
 class DictStorage(ClassicStorage):
@@ -75,4 +94,4 @@ class Classic(Memory):
         return as_storage(DictStorage())
 
 
-KINDS: list[Kind] = [Memory(), File(), Classic()]
+KINDS: list[Kind] = [Memory(), File(), Sqlite(), Shelf(), Classic()]

@@ -1,7 +1,7 @@
 """Connections: transactions, the cache, conflicts, failures that leave everything as it was."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from durus.error import (
     UnstorableError,
     WriteConflictError,
 )
-from durus.interfaces import CommitResult, Snapshot, Tid, Transaction
+from durus.interfaces import NO_TID, CommitResult, Snapshot, Tid, Transaction
 from durus.persistent import Persistent, PersistentObject, oid_of
 from durus.persistent_dict import PersistentDict
 from durus.persistent_list import PersistentList
@@ -359,6 +359,23 @@ def test_a_failed_commit_can_be_tried_again_after_abort(storage: MemoryStorage) 
     second.commit()
     first.abort()
     assert first.root["A"].value == 3
+
+
+class RootElsewhere(MemoryStorage):
+    """Somebody else makes the root whenever a connection is about to do it."""
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        if self.tid == NO_TID:
+            super().commit(replace(transaction, id=1))
+        return super().commit(transaction)
+
+
+def test_a_root_that_somebody_else_has_just_made_is_used() -> None:
+    connection = Connection(RootElsewhere())
+    assert oid_of(connection.root) == ROOT_OID
+    connection.root["a"] = Node(1)
+    connection.commit()
+    assert oid_of(connection.root["a"]) != ROOT_OID
 
 
 def test_two_connections_that_make_the_root_at_once_share_it(storage: MemoryStorage) -> None:

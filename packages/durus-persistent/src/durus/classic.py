@@ -23,6 +23,7 @@ from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
     DanglingReferenceError,
+    DurusError,
     DurusKeyError,
     ReadConflictError,
     ReadOnlyError,
@@ -128,7 +129,8 @@ class ClassicAdapter:
 
         To check that they exist, the old records of the objects are loaded, and those objects that
         are referred to newly and are not written along.  References that stood there
-        before are not checked: databases of 4.x may have dangling ones.
+        before are not checked: databases of 4.x may have dangling ones.  A server does this
+        itself, so a remote storage is not asked, unless it refuses the transaction.
         """
         compress = serialize.WRITE_COMPRESSED_STATE_PICKLES  # asked each time: users may set it
         writes = transaction.writes
@@ -137,7 +139,9 @@ class ClassicAdapter:
             self._check_writable()
             check_created(transaction.created)
             existing = self._load_existing(transaction.created - self._reserved)
-            absent, dangling = self._find_absent(writes, transaction.created)
+            is_remote = self._storage.is_remote
+            find_absent = self._find_never_stored if is_remote else self._find_absent
+            absent, dangling = find_absent(writes, transaction.created)
             # After the loads, which may have brought more changes to light.
             changed = self._changes(since, self._tid)
             if changed is None:
@@ -170,6 +174,9 @@ class ClassicAdapter:
             except ConflictError as error:
                 self._storage.begin()
                 self._note_changes(reported)
+                find = self._find_dangling_now
+                if is_remote and not reported and (oids := find(writes, transaction.created)):
+                    raise DanglingReferenceError(oids) from error
                 if isinstance(error, WriteConflictError):
                     raise
                 raise WriteConflictError(error.oids) from error
@@ -361,6 +368,22 @@ class ClassicAdapter:
                 refs -= set(split_oids(unpack_record(old_records[oid])[2]))
             suspects |= refs
         return changed - old_records.keys(), suspects - self._load_existing(suspects).keys()
+
+    def _find_never_stored(
+        self, writes: Mapping[Oid, Record], created: frozenset[Oid]
+    ) -> tuple[set[Oid], set[Oid]]:
+        """As `_find_absent`, as far as it is known without asking."""
+        refs = {ref for record in writes.values() for ref in split_oids(record.refs)}
+        return (writes.keys() - created) & self._reserved, (refs - writes.keys()) & self._reserved
+
+    def _find_dangling_now(
+        self, writes: Mapping[Oid, Record], created: frozenset[Oid]
+    ) -> list[Oid]:
+        """Why a server may have refused a transaction, if that can be found out."""
+        try:
+            return sorted(self._find_absent(writes, created)[1])
+        except (DurusError, OSError):
+            return []
 
     def _new_oid(self) -> Oid:
         if self._spare_oids:

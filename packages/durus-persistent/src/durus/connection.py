@@ -349,8 +349,6 @@ class Connection(ConnectionBase, Generic[R]):
 
     def _store(self, objects: Iterable[PersistentObject]) -> CommitResult:
         """Commit these objects and the new ones that they lead to."""
-        if self._storage.readonly:
-            raise ReadOnlyError(f"{self.storage} is open read-only; abort() gives the changes up")
         if self._writer is not None:
             raise UnstorableError("commit() was called by a __getstate__, in the middle of another")
         writer = self._writer = ObjectWriter(self, self.reader.policy)
@@ -474,7 +472,7 @@ class Connection(ConnectionBase, Generic[R]):
             try:
                 self._begin(self._store([root]))
             except WriteConflictError:  # somebody else has just made one
-                self._spare_oids.remove(ROOT_OID)
+                self._spare_oids = [oid for oid in self._spare_oids if oid != ROOT_OID]
                 self._begin()
             root = self.get(ROOT_OID)
         if cls is not None and type(root) is not cls:

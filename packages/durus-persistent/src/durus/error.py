@@ -189,8 +189,8 @@ class ServerLostError(StorageError, ConnectionError):
     """The connection to a storage server was lost, or could not be made."""
 
 
-class ReadOnlyError(StorageError):
-    """The storage, or the snapshot, is read-only."""
+class ReadOnlyError(StorageError, AssertionError):
+    """The storage, or the snapshot, is read-only (4.3 raised AssertionError)."""
 
 
 class StorageLockedError(StorageError, OSError):
@@ -221,15 +221,16 @@ class UnsupportedFormatError(StorageOpenError):
 
 
 class CorruptionError(StorageError):
-    """Bytes of the file are damaged: `path`, `offset`, and `oid` when it is known."""
+    """Bytes of the file are damaged: `path`, `reason`; `offset` and `oid` when they are known."""
 
     def __init__(
-        self, path: str | PathLike[str], offset: int, reason: str, oid: bytes | None = None
+        self, path: str | PathLike[str], offset: int | None, reason: str, oid: bytes | None = None
     ) -> None:
         self.path = fspath(path)
         self.offset = offset
         self.oid = oid
-        where = f"{self.path}: damaged at offset {offset}"
+        self.reason = reason
+        where = f"{self.path}: damaged" + ("" if offset is None else f" at offset {offset}")
         whose = "" if oid is None else f" (oid {format_oid(oid)})"
         super().__init__(f"{where}{whose}: {reason}")
 

@@ -9,7 +9,8 @@ is made to by putting the class pickle in front of it, with POP in the place of 
     class pickle without STOP | 0 | state pickle
 
 which leaves the memo filled and the stack empty.  Going back, that front is taken off again.  A
-class pickle that memoizes nothing, as ours, needs none.
+class pickle that memoizes nothing needs none; one that does would shift the memo of a state that
+was made without it, so then it is made to memoize nothing.
 """
 
 import pickletools
@@ -17,6 +18,7 @@ import re
 import struct
 import zlib
 from contextlib import suppress
+from functools import lru_cache
 
 from durus.interfaces import Oid, Record
 
@@ -33,6 +35,7 @@ __all__ = [
 
 # PROTO 2, GLOBAL module name, perhaps BINPUT into the memo, STOP: what 4.3 writes for a class.
 _CLASS_PICKLE = re.compile(rb"\x80\x02c[^\n]+\n[^\n]+\n(q.)?\.", re.DOTALL)
+_CLASS_PICKLE_WITHOUT_MEMO = re.compile(rb"\x80\x02c[^\n]+\n[^\n]+\n\.")
 _ZLIB_START = 0x78
 _POP = b"0"
 
@@ -67,10 +70,11 @@ def extract_class_name(record: bytes) -> bytes:
         return b"?"
 
 
-def split_record(data: bytes) -> Record:
+def split_record(data: bytes, *, state_bytes_max: int | None = None) -> Record:
     """The two pickles of a classic record, made independent; no references.
 
-    What is no pickle comes back whole as the state, with an empty class pickle.
+    What is no pickle comes back whole as the state, with an empty class pickle.  ValueError when
+    the state is compressed and has more than `state_bytes_max` bytes.
     """
     match = _CLASS_PICKLE.match(data)
     end = match.end() if match else _find_stop(data)
@@ -79,7 +83,7 @@ def split_record(data: bytes) -> Record:
     front = b"" if match and not match[1] else class_pickle[:-1] + _POP
     if state[:1] and state[0] == _ZLIB_START:
         with suppress(zlib.error):  # else it was no compressed pickle, whatever it is
-            state = zlib.decompress(state)
+            state = _decompress(state, state_bytes_max)
     if class_pickle and not state.startswith(front):
         state = front + state
     return Record(class_pickle, state, b"")
@@ -88,20 +92,51 @@ def split_record(data: bytes) -> Record:
 def join_record(record: Record, *, compress: bool = False) -> bytes:
     """The two pickles of a record as in a classic one: the inverse of `split_record`."""
     class_pickle, state, _ = record
-    if class_pickle:
-        state = state.removeprefix(class_pickle[:-1] + _POP)
+    front = class_pickle[:-1] + _POP
+    if class_pickle and state.startswith(front):
+        state = state[len(front) :]
+    elif class_pickle and not _CLASS_PICKLE_WITHOUT_MEMO.match(class_pickle):
+        class_pickle = _forget_memo(class_pickle)
     return class_pickle + (zlib.compress(state) if compress else state)
 
 
-def record_from_classic(classic: bytes) -> tuple[Oid, Record]:
-    """The oid and the record that a classic record holds."""
+def record_from_classic(
+    classic: bytes, *, state_bytes_max: int | None = None
+) -> tuple[Oid, Record]:
+    """The oid and the record that a classic record holds.
+
+    ValueError when it is malformed, or when its state is compressed and has more than
+    `state_bytes_max` bytes.
+    """
     oid, data, refs = unpack_record(classic)
-    return oid, split_record(data)._replace(refs=b"".join(sorted(set(split_oids(refs)))))
+    record = split_record(data, state_bytes_max=state_bytes_max)
+    return oid, record._replace(refs=b"".join(sorted(set(split_oids(refs)))))
 
 
 def record_to_classic(oid: Oid, record: Record, *, compress: bool = False) -> bytes:
     """The classic record of an object, its state zlib-compressed if asked for."""
     return pack_record(oid, join_record(record, compress=compress), record.refs)
+
+
+def _decompress(compressed: bytes, bytes_max: int | None) -> bytes:
+    if bytes_max is None:
+        return zlib.decompress(compressed)
+    # A few bytes can stand for very many, which must not be made before they are counted.
+    unpacker = zlib.decompressobj()
+    content = unpacker.decompress(compressed, bytes_max + 1)
+    if len(content) > bytes_max:
+        raise ValueError(f"its compressed state has more than {bytes_max:,} bytes")
+    if not unpacker.eof:
+        raise zlib.error("it is cut off")
+    return content
+
+
+@lru_cache(1000)
+def _forget_memo(class_pickle: bytes) -> bytes:
+    """A pickle that loads as the same, without what puts things into the memo for nobody."""
+    with suppress(ValueError):  # else it is no pickle, and stays what it is
+        return pickletools.optimize(class_pickle)
+    return class_pickle
 
 
 def _find_stop(data: bytes) -> int:

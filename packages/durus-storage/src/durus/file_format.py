@@ -6,11 +6,13 @@ formats is one that is read and one that is written, in bounded memory.
 """
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from durus import sqlite_locks
 from durus.error import format_oid
 from durus.interfaces import NO_TID, Oid, Record, Storage, Tid
 
@@ -20,7 +22,9 @@ __all__ = [
     "Finding",
     "StoredDatabase",
     "StoredTransaction",
+    "choose_format",
     "recognise",
+    "recognise_start",
 ]
 
 _STARTS: Final = {
@@ -34,14 +38,42 @@ _STARTS: Final = {
 def recognise(path: str | os.PathLike[str]) -> str | None:
     """The name of the format that the file's first bytes say it has; None if it is none of ours.
 
-    None as well when the file is empty or not there; OSError when it cannot be read.
+    None as well when it is empty, not there, or no regular file (which is not opened, as a pipe
+    would wait for a writer); OSError when it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-    except (FileNotFoundError, IsADirectoryError):
+        with sqlite_locks.opening:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                return None
+            if sqlite_locks.is_open(path):
+                return "sqlite"  # closing it here would take SQLite's locks away
+            with open(path, "rb") as file:
+                start = file.read(16)
+    except FileNotFoundError:
         return None
+    return recognise_start(start)
+
+
+def recognise_start(start: bytes) -> str | None:
+    """The name of the format of a file that begins with these 16 bytes, or None."""
     return next((name for magic, name in _STARTS.items() if start.startswith(magic)), None)
+
+
+def choose_format(path: str | os.PathLike[str], new: str = "log") -> str:
+    """The format of a file, as `recognise` names it; `new` if it is missing or empty.
+
+    'log' if it is anything else: whoever opens it as one says what is wrong with it.
+    """
+    try:
+        found = recognise(path)
+        if found is not None:
+            return found
+        status = os.stat(path)
+    except FileNotFoundError:
+        return new
+    except OSError:
+        return "log"
+    return new if stat.S_ISREG(status.st_mode) and not status.st_size else "log"
 
 
 class Finding(NamedTuple):

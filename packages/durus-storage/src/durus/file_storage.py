@@ -1,9 +1,11 @@
 """`FileStorage`: a database in one file, the append-only log.
 
-It serves any number of connections and threads of one process, which holds the file's lock while
-it has the file open for writing; other processes may read.  Invariants: one lock guards the log's
-growth, and no user code runs under it; a snapshot reads the log that it was opened on, whatever
-becomes of the file.
+For a file of another format it gives the storage of that format, as in Durus 4.x.
+
+A log's serves any number of connections and threads of one process, which holds the file's lock
+while it has the file open for writing; other processes may read.  Invariants: one lock guards the
+log's growth, and no user code runs under it; a snapshot reads the log that it was opened on,
+whatever becomes of the file.
 """
 
 import contextlib
@@ -16,7 +18,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Final
+from typing import Final, Self, cast
 
 from durus.error import (
     DanglingReferenceError,
@@ -28,6 +30,7 @@ from durus.error import (
     UnsupportedFormatError,
     WriteConflictError,
 )
+from durus.file_format import choose_format, recognise, recognise_start
 from durus.interfaces import (
     CHANGES_MAX,
     NO_TID,
@@ -46,10 +49,12 @@ from durus.log_file import LogFile, OperatingSystem, System
 from durus.log_format import encode_record, encode_transaction
 from durus.log_open import explain_failure, make_missing_file, open_log_file
 from durus.log_pack import read_transactions, write_packed
+from durus.log_transfer import adopt_abandoned_tail
 from durus.record import record_to_classic, split_oids
 from durus.storage import ClassicCalls
+from durus.utils import RandomAccessFile
 
-__all__ = ["FileStorage", "TempFileStorage", "open_file"]
+__all__ = ["FileStorage", "TempFileStorage", "open_log"]
 
 _OID_BATCH_MIN: Final = 64
 _OID_BATCH_MAX: Final = 1024
@@ -93,7 +98,37 @@ class _FileSnapshot:
 
 
 class FileStorage(ClassicCalls):
-    """A database in a log file: `HistoryStorage` and `PackableStorage`, and the classic calls."""
+    """A database in a log file: `HistoryStorage` and `PackableStorage`, and the classic calls.
+
+    `FileStorage(path)` of a file that has another format is the storage of that format:
+    `ShelfStorage`, `FileStorage2` or `SqliteStorage`.
+    """
+
+    def __new__(
+        cls,
+        filename: str | PathLike[str] | None = None,
+        readonly: bool = False,
+        repair: bool = False,
+        *,
+        create: bool = True,
+        format: str = "log",
+        system: System | None = None,
+    ) -> Self:
+        found = "log"
+        if cls is FileStorage and filename is not None:
+            found = choose_format(filename, format if create and not readonly else "log")
+        elif format != "log":
+            what = "a temporary file" if filename is None else f"a file of {cls.__name__}"
+            raise ValueError(f"{what} is a log, and cannot have the format {format!r}")
+        if found == "log":
+            return super().__new__(cls)
+        from durus.formats import STORAGE_CLASSES  # in which this class is, too
+
+        if found not in STORAGE_CLASSES:
+            known = ", ".join(STORAGE_CLASSES)
+            raise ValueError(f"no file of the format {format!r} can be made, only {known}")
+        storage = STORAGE_CLASSES[found](filename, readonly, repair, create=create)
+        return cast(Self, storage)  # a FileStorage to Durus 4.x, though no subclass of this one
 
     def __init__(
         self,
@@ -102,6 +137,7 @@ class FileStorage(ClassicCalls):
         repair: bool = False,
         *,
         create: bool = True,
+        format: str = "log",
         system: System | None = None,
     ) -> None:
         """Open a file, and make it if it is not there.
@@ -110,6 +146,7 @@ class FileStorage(ClassicCalls):
         readonly: take no lock, and see what another process commits.
         repair: accepted for programs written for Durus 4.x; a log never needs it.
         create: whether a file that is not there is made (never when readonly).
+        format: of the file, if it is made: log, shelf, dfs20 or sqlite.
         system: another operating system, for tests.
 
         Raises StorageLockedError while another process has the file open for writing,
@@ -159,6 +196,17 @@ class FileStorage(ClassicCalls):
                 raise
             raise explain_failure(self._path, error) from error
         return log
+
+    @classmethod
+    def has_format(cls, file: str | PathLike[str] | RandomAccessFile) -> bool:
+        """Whether a file begins as those do that `FileStorage` opens.
+
+        file: its path, or the file itself, open for reading bytes.
+        """
+        if isinstance(file, str | PathLike):
+            return recognise(file) is not None
+        file.seek(0)
+        return recognise_start(file.read(16)) is not None
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._path!r})"
@@ -212,13 +260,9 @@ class FileStorage(ClassicCalls):
         try:
             if self._readonly and not self._is_in_place(log):
                 log = self._log = self._reopen(log)
-            tail = log.catch_up()
-            if tail.pending and self._readonly and log.file.lock(shared=True):
-                # Nobody is committing: a crash has left these.
-                try:
-                    log.adopt_tail()
-                finally:
-                    log.file.unlock()
+            log.catch_up()
+            if self._readonly:
+                adopt_abandoned_tail(log)
         except OSError as error:
             raise StorageError(f"{self._path} cannot be read: {error}") from error
         return log
@@ -424,9 +468,11 @@ def TempFileStorage() -> FileStorage:  # noqa: N802 (the name that 4.x gave it)
     return FileStorage()
 
 
-def open_file(uri: str, *, readonly: bool, create: bool) -> FileStorage:
-    """Open the file that a path names: the opener of the scheme `file`."""
-    return FileStorage(uri, readonly=readonly, create=create)
+def open_log(
+    path: str, *, readonly: bool = False, create: bool = True, repair: bool = False
+) -> FileStorage:
+    """Open a log file: the `FileOpener` of the format."""
+    return FileStorage(path, readonly=readonly, create=create)
 
 
 def _remove_temporary(system: System, path: str, pid: int) -> None:

@@ -18,6 +18,7 @@ from durus.error import (
     StorageOpenError,
     UnsupportedFormatError,
 )
+from durus.file_format import recognise_start
 from durus.log_file import LogFile, System
 from durus.log_format import (
     FILE_HEADER_SIZE,
@@ -34,10 +35,11 @@ _LOCK_WAIT_MAX_S: Final = 0.5
 _LOCK_PAUSE_S: Final = 0.01
 
 _OTHER_FORMATS: Final = {
-    b"SHELF-1\n": "a Durus 4.x file (SHELF-1), which this release cannot open yet",
-    b"DFS20\0": "a Durus 4.x file (DFS20), which this release cannot open yet",
-    b"SQLite format 3\0": "an SQLite database, and no Durus log file",
+    "shelf": "a file of Durus 4.x (SHELF-1): durus.shelf_storage.ShelfStorage",
+    "dfs20": "a file of Durus 4.x (DFS20): durus.file_storage2.FileStorage2",
+    "sqlite": "an SQLite database: durus.sqlite_storage.SqliteStorage",
 }
+"""What else there may be, and the class that opens it."""
 
 
 def read_file_header(file: LogFile) -> FileHeader:
@@ -50,9 +52,11 @@ def read_file_header(file: LogFile) -> FileHeader:
         raise NotADatabaseError(
             file.path, "the file is empty, and no Durus database; remove it to have one made there"
         )
-    for magic, description in _OTHER_FORMATS.items():
-        if start.startswith(magic):
-            raise StorageOpenError(file.path, f"this is {description}")
+    other = _OTHER_FORMATS.get(recognise_start(start) or "")
+    if other is not None:
+        raise StorageOpenError(
+            file.path, f"this is no log, but {other} opens it, and so does FileStorage itself"
+        )
     if start[:8] != MAGIC[: len(start)]:
         raise NotADatabaseError(file.path, "this is no Durus database")
     size = int.from_bytes(start[12:16])

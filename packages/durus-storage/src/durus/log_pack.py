@@ -12,23 +12,15 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from durus.interfaces import ROOT_OID, Oid, Tid
+from durus.interfaces import Oid, Tid
 from durus.log import Log
 from durus.log_file import LogFile
-from durus.log_format import (
-    FileHeader,
-    LoggedTransaction,
-    Mark,
-    encode_file_header,
-    encode_mark,
-    encode_transaction,
-)
-from durus.record import split_oids
+from durus.log_format import FileHeader, LoggedTransaction
+from durus.log_writer import LogWriter
+from durus.oid_bitmap import OidBitmap, find_reachable
 
 __all__ = ["read_transactions", "write_packed"]
 
-_MARK_INTERVAL: Final = 64
-"""So many transactions share a mark: who opens the file holds what is unmarked in memory."""
 _TRANSACTIONS_KEPT: Final = 1000
 """So many of the last transactions are kept, whether any of their records are or not."""
 
@@ -47,17 +39,14 @@ def read_transactions(
         yield log.read_visible(offset)
 
 
-def _find_reachable(log: Log) -> set[Oid]:
-    reachable: set[Oid] = set()
-    todo = [ROOT_OID]
-    while todo:
-        oid = todo.pop()
-        if oid in reachable:
-            continue
-        revision = log.load(oid, log.tid)
-        if revision is not None:  # a reference to nothing stays one
-            reachable.add(oid)
-            todo.extend(split_oids(revision.record.refs))
+def _find_reachable(log: Log) -> OidBitmap:
+    def load_refs(oids: list[Oid]) -> Iterator[tuple[Oid, bytes]]:
+        for oid in oids:
+            revision = log.load(oid, log.tid)
+            if revision is not None:
+                yield oid, revision.record.refs
+
+    reachable, _ = find_reachable(load_refs)  # a reference to nothing stays one
     return reachable
 
 
@@ -74,21 +63,16 @@ def write_packed(log: Log, file: LogFile, file_id: bytes) -> None:
         horizon=log.tid,
         next_oid=log.next_oid,
     )
-    file.append(encode_file_header(header))
-    offset = header.size
-    unmarked = 0
+    writer = LogWriter(file, header)
     kept_since = min(head.tid for head in islice(log.walk_back(), _TRANSACTIONS_KEPT))
     for transaction in read_transactions(log):
         records = []
         for entry in transaction.entries():
             oid = Oid(entry.oid.to_bytes(8))
             if oid in reachable and log.index.find(oid) == entry.slot:
-                records.append((oid, 0, log.copy_record(entry.slot, oid)))
-        newest = transaction.tid == log.tid
+                records.append((oid, log.copy_record(entry.slot, oid)))
         if records or transaction.tid >= kept_since:
-            content = encode_transaction(
-                file_id,
-                offset,
+            writer.append(
                 tid=transaction.tid,
                 time_ns=transaction.head.time_ns,
                 id=transaction.head.id,
@@ -99,11 +83,4 @@ def write_packed(log: Log, file: LogFile, file_id: bytes) -> None:
                 flags=transaction.head.flags,
                 records=records,
             )
-            unmarked += 1
-            if newest or unmarked == _MARK_INTERVAL:
-                mark = Mark(offset + len(content), transaction.tid)
-                content += encode_mark(file_id, mark)
-                unmarked = 0
-            file.append(content)
-            offset += len(content)
-    file.sync()
+    writer.finish()

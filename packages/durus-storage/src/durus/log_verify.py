@@ -1,10 +1,11 @@
 """Verify: read a whole log file, and report everything in it that is not as it must be.
 
 Nothing is taken on trust, and nothing ends the walk: after damage it goes on at the next mark.  It
-shares the decoding with `log`, but neither its scanner nor its index.  An unfinished tail is no
-finding.
+shares the decoding with `log`, but not its scanner, and makes an index of its own.  An unfinished
+tail is no finding.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from durus.log_format import (
     decode_distance,
     decode_record,
 )
+from durus.log_index import LogIndex
 from durus.record import split_oids
 
 __all__ = ["verify_file"]
@@ -42,10 +44,9 @@ class _Walk:
     log: Log
     tid: Tid = NO_TID
     pending: list[LoggedTransaction] = field(default_factory=list)
-    visible: list[int] = field(default_factory=list)
+    visible: "array[int]" = field(default_factory=lambda: array("Q"))
     """The offsets of the visible transactions."""
-    newest: dict[int, int] = field(default_factory=dict)
-    """Where the slot of the newest revision of an oid is."""
+    newest: LogIndex = field(default_factory=LogIndex)
 
     def run(self) -> Iterator[Finding]:
         log = self.log
@@ -117,10 +118,10 @@ class _Walk:
                 yield Finding(slot, tid, oid, problem)
             if entry.oid <= last_oid:
                 yield Finding(slot, tid, oid, "the oids in the directory do not ascend")
-            if complete and entry.previous != self.newest.get(entry.oid, 0):
+            if complete and entry.previous != self.newest.find(oid):
                 yield Finding(slot, tid, oid, "the directory names a wrong previous revision")
             last_oid = entry.oid
-            self.newest[entry.oid] = slot
+            self.newest.put(entry.oid, slot)
             slot += SLOT_HEAD_SIZE + entry.size
         if slot + TRAILER_SIZE != transaction.end:
             yield Finding(slot, tid, None, "the records do not fill the transaction")
@@ -145,14 +146,14 @@ class _Walk:
 
     def _check_refs(self) -> Iterator[Finding]:
         """Does every newest revision refer to objects that are there?"""
-        for number, slot in self.newest.items():
-            oid = Oid(number.to_bytes(8))
+        for oid in self.newest.oids():
+            slot = self.newest.find(oid)
             try:
                 revision = self.log.read_revision(slot, oid)
             except StorageError:
                 continue  # reported before, or written by a newer release
             for ref in split_oids(revision.record.refs):
-                if int.from_bytes(ref) not in self.newest:
+                if ref not in self.newest:
                     problem = f"it refers to oid {format_oid(ref)}, which does not exist"
                     yield Finding(slot, revision.tid, oid, problem)
 
@@ -160,9 +161,10 @@ class _Walk:
         """Does what `Log` sees, forwards and backwards, agree with this walk?"""
         try:
             self.log.catch_up()
-            offsets = [head.offset for head in self.log.walk_back()]
+            offsets = array("Q", (head.offset for head in self.log.walk_back()))
         except StorageError as error:
             yield Finding(getattr(error, "offset", 0), None, None, str(error))
             return
-        if offsets[::-1] != self.visible:
+        offsets.reverse()
+        if offsets != self.visible:
             yield Finding(self.log.end, None, None, "walking backwards finds other transactions")

@@ -1,114 +1,88 @@
-"""The `durus` command: `durus verify FILE`, `durus stats FILE`, or `python -m durus ...`.
+"""The `durus` command, also as `python -m durus`, or as a script by the path of this file.
 
-The manner of all commands: a mistake of the user gives one line on stderr that names the path and
-the reason, and a non-zero exit; what is meant for machines (`--json`) stands alone on stdout; a
-database is inspected without importing its classes, and never changed.
+The commands are in `durus.commands`, and imported late: Ctrl-C shall be heeded in the same way from
+the first moment on.  This module keeps the names that programs of Durus 4.x import or call;
+`client_main`, `run_durus_main` and so on take their arguments from `sys.argv`, as there.
 """
 
-import json
+import os
 import sys
-from collections import Counter
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
-import click
+from durus.commands.manner import ExitStatus, note
 
-from durus.class_pickle import name_in_class_pickle
-from durus.crawl import crawl_snapshot
-from durus.error import DurusError
-from durus.file_storage import FileStorage
-from durus.log_verify import verify_file
+if TYPE_CHECKING:
+    from durus.commands.client import configure_readline, interactive_client
+    from durus.commands.database import get_storage, get_storage_class
+    from durus.storage_server import import_class, start_durus, stop_durus
 
-__all__ = ["main"]
+__all__ = [
+    "client_main",
+    "configure_readline",
+    "get_storage",
+    "get_storage_class",
+    "import_class",
+    "interactive_client",
+    "main",
+    "pack_storage_main",
+    "run_durus_main",
+    "start_durus",
+    "stop_durus",
+    "usage",
+]
 
-Arguments = ParamSpec("Arguments")
-T = TypeVar("T")
-
-path_argument = click.argument("path", metavar="FILE", type=click.Path())
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-
-
-def one_line_errors(command: Callable[Arguments, T]) -> Callable[Arguments, T]:
-    """Say an error that the user can do something about in one line, without traceback."""
-
-    @wraps(command)
-    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> T:
-        try:
-            return command(*args, **kwargs)
-        except (DurusError, OSError) as error:
-            click.echo(f"durus: {error}", err=True)
-            sys.exit(2)
-
-    return wrapped
-
-
-@click.group(epilog="Example: durus verify app.durus")
-@click.version_option(package_name="durus-tools")
-def main() -> None:
-    """Inspect Durus databases."""
+_HOMES: Final = {
+    "configure_readline": "durus.commands.client",
+    "get_storage": "durus.commands.database",
+    "get_storage_class": "durus.commands.database",
+    "import_class": "durus.storage_server",
+    "interactive_client": "durus.commands.client",
+    "start_durus": "durus.storage_server",
+    "stop_durus": "durus.storage_server",
+}
+"""Where the names are that 4.3 has here, and that we have elsewhere."""
 
 
-@main.command(epilog="Example: durus verify app.durus && cp app.durus /backup")
-@path_argument
-@json_option
-@one_line_errors
-def verify(path: str, as_json: bool) -> None:
-    """Read all of FILE, and report everything that is damaged.
-
-    Checksums, structure, and references to objects that do not exist.  The exit status is 0 for
-    a sound file, 1 for a damaged one, 2 when it cannot be read.
-    """
-    findings = list(verify_file(path))
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "path": path,
-                    "sound": not findings,
-                    "findings": [
-                        {
-                            "offset": finding.offset,
-                            "tid": finding.tid,
-                            "oid": None if finding.oid is None else int.from_bytes(finding.oid),
-                            "problem": finding.problem,
-                        }
-                        for finding in findings
-                    ],
-                }
-            )
-        )
-    else:
-        for finding in findings:
-            click.echo(f"{path}: {finding}")
-        click.echo(f"{path}: {f'{len(findings)} findings' if findings else 'sound'}")
-    sys.exit(1 if findings else 0)
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
 
-@main.command(epilog="Example: durus stats app.durus --json")
-@path_argument
-@json_option
-@one_line_errors
-def stats(path: str, as_json: bool) -> None:
-    """Count the objects of FILE that can be reached from the root, by class."""
-    census: Counter[str] = Counter()
-    with FileStorage(path, readonly=True) as storage:
-        snapshot = storage.snapshot()
-        for _, (_, record) in crawl_snapshot(snapshot):
-            census[".".join(name_in_class_pickle(record.class_pickle))] += 1
-        tid = snapshot.tid
-        snapshot.close()
-    if as_json:
-        counts = dict(census.most_common())
-        click.echo(
-            json.dumps({"path": path, "tid": tid, "objects": census.total(), "classes": counts})
-        )
-        return
-    width = len(f"{census.total():,}")
-    for name, count in census.most_common():
-        click.echo(f"{count:{width},}  {name}")
-    click.echo(f"{census.total():{width},}  objects up to tid {tid}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `durus` with these arguments, by default those of the process; the exit status."""
+    try:
+        from durus.commands.group import run_durus
+    except KeyboardInterrupt:
+        note("interrupted")
+        return ExitStatus.INTERRUPTED
+    return run_durus(sys.argv[1:] if arguments is None else arguments)
+
+
+def client_main() -> int:
+    """`durus client`, with the arguments of the process."""
+    return main(["client", *sys.argv[1:]])
+
+
+def run_durus_main() -> int:
+    """`durus serve`, with the arguments of the process."""
+    return main(["serve", *sys.argv[1:]])
+
+
+def pack_storage_main() -> int:
+    """`durus pack`, with the arguments of the process."""
+    return main(["pack", *sys.argv[1:]])
+
+
+def usage() -> None:
+    """Print how `durus` is called."""
+    main(["--help"])
 
 
 if __name__ == "__main__":
-    main(prog_name="durus")
+    if not __package__ and sys.path[:1] == [os.path.dirname(os.path.abspath(__file__))]:
+        # Started by its path: no module of ours may stand in the place of an application's.
+        del sys.path[0]
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""`File`: one open file of a classic format, and the lock on it.
+
+The file storages of Durus 4.x are built on it, and so are programs that made their own.  What is
+written is with the operating system when `write` returns, nothing is held back in a buffer.  The
+invariant: *whoever writes has the lock*, a flock on the file itself, which 4.3 takes, too.
+"""
+
+import os
+import tempfile
+from os import PathLike
+from typing import Any, BinaryIO, Final, cast
+
+from durus.error import ReadOnlyError, StorageLockedError, StorageOpenError
+from durus.log_file import OperatingSystem
+
+__all__ = ["File"]
+
+_SYSTEM: Final = OperatingSystem()
+
+
+class File:
+    """A file that is open for reading, and, unless it is read-only, for writing."""
+
+    def __init__(
+        self, name: str | PathLike[str] | None = None, readonly: bool = False, **kwargs: Any
+    ) -> None:
+        """Open a file, and make it if it is not there.
+
+        name: None for a temporary file, which is removed when it is closed.
+        readonly: it must be there.
+        kwargs: for `tempfile.NamedTemporaryFile`, of a temporary file.
+
+        Raises OSError.
+        """
+        self.file: BinaryIO
+        self.has_lock = False
+        self._temporary = name is None
+        self._lock_pid = 0
+        if name is None:
+            if readonly:
+                raise AssertionError("a temporary file is new: it cannot be read-only")
+            temporary = tempfile.NamedTemporaryFile(**{"buffering": 0, **kwargs})  # noqa: SIM115 (kept)
+            self.file = cast(BinaryIO, temporary)
+            self._name = self.file.name
+            return
+        self._name = os.fspath(name)
+        if not readonly:
+            self.file = open(name, "r+b", buffering=0, opener=_open_or_make)  # noqa: SIM115 (kept)
+            return
+        try:
+            self.file = open(name, "rb")  # noqa: SIM115 (kept)
+        except FileNotFoundError as error:
+            raise StorageOpenError(name, "there is no such file", error.errno) from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r})"
+
+    def get_name(self) -> str:
+        """Its path, as it was given."""
+        return str(self._name)
+
+    def is_temporary(self) -> bool:
+        return self._temporary
+
+    def is_readonly(self) -> bool:
+        return self.file.mode == "rb"
+
+    def is_in_place(self) -> bool:
+        """Whether its path still names it: nobody has put another file there, or removed it."""
+        try:
+            there = _SYSTEM.path_status(self._name)
+        except FileNotFoundError:
+            return False
+        return there.identity == _SYSTEM.status(self.file.fileno()).identity
+
+    def seek(self, n: int, whence: int = 0) -> None:
+        """Go to an offset; from the end if `whence` is 2."""
+        self.file.seek(n, whence)
+
+    def seek_end(self) -> None:
+        self.file.seek(0, 2)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def read(self, n: int | None = None) -> bytes:
+        """Up to n bytes, or all that remain."""
+        return self.file.read(-1 if n is None else n)
+
+    def stat(self) -> os.stat_result:
+        """OSError when its path names nothing any more."""
+        return os.stat(self._name)
+
+    def __len__(self) -> int:
+        return self.stat().st_size
+
+    def obtain_lock(self) -> None:
+        """Lock the file, if this File has not done that already.
+
+        Raises StorageLockedError when another one has, and ReadOnlyError.
+        """
+        if self.has_lock:
+            return
+        if self.is_readonly():
+            raise ReadOnlyError(f"{self._name} is open read-only")
+        if not _SYSTEM.lock(self.file.fileno()):
+            holder = _SYSTEM.lock_holder(self.file.fileno())
+            who = "another process" if holder is None else f"process {holder}"
+            if holder == os.getpid():
+                who = "this process"
+            raise StorageLockedError(
+                f"{self._name}: {who} has the file open for writing; close it there first, or open "
+                "it here with readonly=True"
+            )
+        self.has_lock = True
+        self._lock_pid = os.getpid()
+
+    def release_lock(self) -> None:
+        # A forked child has the same lock: unlocking there would take it from the parent.
+        if self.has_lock and self._lock_pid == os.getpid():
+            _SYSTEM.unlock(self.file.fileno())
+        self.has_lock = False
+
+    def is_locked_elsewhere(self) -> bool:
+        """Whether somebody else has the lock at this moment."""
+        if self.has_lock:
+            return False
+        free = _SYSTEM.lock(self.file.fileno(), shared=True)
+        if free:
+            _SYSTEM.unlock(self.file.fileno())
+        return not free
+
+    def write(self, s: bytes) -> None:
+        """Write all of it, with one call of the operating system if that takes all."""
+        self.obtain_lock()
+        written = self.file.write(s)
+        while written < len(s):
+            written += self.file.write(memoryview(s)[written:])
+
+    def truncate(self) -> None:
+        """Cut off what follows the present position."""
+        self.obtain_lock()
+        self.file.truncate()
+
+    def flush(self) -> None:
+        """Nothing is held back, so there is nothing to do."""
+        self.file.flush()
+
+    def fsync(self) -> None:
+        """Return when everything that was written will survive a power cut."""
+        _SYSTEM.sync(self.file.fileno())
+
+    def rename(self, name: str) -> None:
+        """Give it another path, and replace what is there; it stays open and is locked."""
+        if name == self._name:
+            return
+        if self._temporary:
+            raise AssertionError(f"{self._name} is temporary: it cannot be renamed")
+        self.obtain_lock()
+        os.rename(self._name, name)
+        self._name = name
+        self.seek(0)
+
+    def close(self) -> None:
+        """Give up the lock, too.  Closing twice is no error."""
+        if not self.file.closed:
+            self.release_lock()
+        self.file.close()
+
+
+def _open_or_make(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_CREAT, 0o666)

@@ -1,0 +1,163 @@
+"""`SqliteSnapshot`, and `SqliteReaders`, which has the handles that snapshots read in.
+
+Invariant: a snapshot reads in a transaction of SQLite's on a handle of its own, so that it sees
+what it saw, whoever packs; when it is closed, the handle is lent to the next one.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from durus.error import DurusKeyError, StorageClosedError, StorageError
+from durus.interfaces import CommittedTransaction, Oid, Revision, Tid
+from durus.sqlite_file import SqliteFile, oid_of, open_sqlite_file, unsigned
+
+__all__ = ["SqliteReaders", "SqliteSnapshot"]
+
+_IDLE_MAX: Final = 8
+"""So many handles are kept open for the next snapshots."""
+
+
+class SqliteReaders:
+    """Handles for reading one file, as many as are in use at a time.
+
+    A file of Durus 4.x has but one, in which all read together: as long as that one is in a
+    transaction, nobody can change the file.
+    """
+
+    def __init__(self, writer: SqliteFile, timeout_s: float) -> None:
+        self._writer = writer
+        self._timeout_s = timeout_s
+        self._closed = False
+        self._open: set[SqliteFile] = set()
+        self._idle: deque[SqliteFile] = deque()
+        if writer.is_classic:
+            writer.begin()
+            writer.first("SELECT 1 FROM objects LIMIT 1")
+
+    def take(self) -> SqliteFile:
+        """A handle in which a transaction of SQLite's has begun."""
+        if self._writer.is_classic:
+            return self._writer
+        try:
+            file = self._idle.pop()
+        except IndexError:
+            file = self._open_another()
+        try:
+            file.begin()
+        except BaseException:
+            self._drop(file)
+            raise
+        return file
+
+    def _open_another(self) -> SqliteFile:
+        # Before SQLite opens another file at this path, and believes that our log belongs to it.
+        self._writer.check_in_place()
+        file = open_sqlite_file(self._writer.path, readonly=True, timeout_s=self._timeout_s)
+        self._open.add(file)
+        if self._closed:  # nobody would close it any more
+            self._drop(file)
+            raise StorageClosedError(f"{self._writer.path} is closed")
+        return file
+
+    def give_back(self, file: SqliteFile) -> None:
+        """End the transaction, and keep the handle for the next one who needs it."""
+        if file is self._writer:
+            return
+        try:
+            file.end()
+        except StorageError:
+            self._drop(file)
+            return
+        if len(self._idle) < _IDLE_MAX:
+            self._idle.append(file)
+        else:
+            self._drop(file)
+
+    def leave(self, file: SqliteFile) -> None:
+        """Give back a handle whose transaction has not ended: no lock is needed for this."""
+        if file is not self._writer:
+            self._idle.append(file)
+
+    def _drop(self, file: SqliteFile) -> None:
+        file.close()
+        self._open.discard(file)
+
+    def renew(self, packs: int) -> None:
+        """Let snapshots go on to what is newest; nobody packs meanwhile."""
+        for file in list(self._open):
+            file.renew(packs)
+
+    def close(self) -> None:
+        """Close all handles, those in use too."""
+        self._closed = True
+        for file in list(self._open):
+            file.close()
+
+
+class SqliteSnapshot:
+    """What is visible up to one tid."""
+
+    def __init__(self, readers: SqliteReaders, file: SqliteFile, tid: Tid) -> None:
+        self._readers = readers
+        self._file: SqliteFile | None = file
+        self.tid = tid
+
+    def load(self, oid: Oid) -> Revision:
+        revision = self._open_file().load(oid, self.tid)
+        if revision is None:
+            raise DurusKeyError(oid)
+        return revision
+
+    def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
+        for oid in oids:
+            with contextlib.suppress(DurusKeyError):
+                yield oid, self.load(oid)
+
+    def load_all(self) -> Iterator[tuple[Oid, Revision]]:
+        """Every object, whether it can be reached from the root or not."""
+        return self.load_many(self._open_file().oids())
+
+    def revisions(self, oid: Oid) -> Iterator[Revision]:
+        """The revisions of an object, newest first."""
+        tid = self.tid
+        while (revision := self._open_file().load(oid, tid)) is not None:
+            yield revision
+            tid = Tid(revision.tid - 1)
+
+    def transactions(self, start: Tid, stop: Tid) -> Iterator[CommittedTransaction]:
+        """The transactions with start <= tid < stop, oldest first."""
+        file = self._open_file()
+        for tid, transaction_id, time_ns, user, note in file.rows(
+            "SELECT tid, id, time_ns, user, note FROM transactions"
+            " WHERE tid >= ? AND tid < ? ORDER BY tid",
+            start,
+            stop,
+        ):
+            oids = file.rows(
+                "SELECT oid FROM revisions WHERE tid = ? AND class IS NOT NULL ORDER BY oid", tid
+            )
+            yield CommittedTransaction(
+                tid=Tid(tid),
+                id=unsigned(transaction_id),
+                time_ns=time_ns,
+                user=user,
+                note=note,
+                oids=[oid_of(number) for (number,) in oids],
+            )
+
+    def _open_file(self) -> SqliteFile:
+        if self._file is None:
+            raise StorageClosedError("the snapshot is closed")
+        return self._file
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            self._readers.give_back(file)
+
+    def __del__(self) -> None:
+        # Not close(): the garbage collector may be here in a thread that holds any lock.
+        if self._file is not None:
+            self._readers.leave(self._file)

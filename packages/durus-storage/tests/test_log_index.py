@@ -1,0 +1,110 @@
+"""`LogIndex` against a dict: whatever the oids are, and while another thread adds some."""
+
+import sys
+import threading
+import tracemalloc
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durus.interfaces import Oid
+from durus.log_index import LogIndex
+
+dense = st.integers(0, 600)
+sparse = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 40).map(lambda n: n * 256 + 7))
+
+
+def oid_of(number: int) -> Oid:
+    return Oid(number.to_bytes(8))
+
+
+@given(st.lists(st.tuples(st.one_of(dense, sparse), st.integers(1, 2**64 - 1)), max_size=300))
+def test_it_finds_what_a_dict_finds(puts: list[tuple[int, int]]) -> None:
+    index = LogIndex()
+    expected: dict[int, int] = {}
+    for number, slot in puts:
+        index.put(number, slot)
+        expected[number] = slot
+    for number, slot in expected.items():
+        assert index.find(oid_of(number)) == slot
+        assert oid_of(number) in index
+        for other in {max(0, number - 1), min(2**64 - 1, number + 1)} - expected.keys():
+            assert index.find(oid_of(other)) == 0
+            assert oid_of(other) not in index
+    assert list(index.oids()) == [oid_of(number) for number in sorted(expected)]
+
+
+def measure(numbers: range) -> float:
+    """Bytes per oid."""
+    tracemalloc.start()
+    try:
+        index = LogIndex()
+        for number in numbers:
+            index.put(number, 1 << 40)
+        return tracemalloc.get_traced_memory()[0] / len(numbers)
+    finally:
+        tracemalloc.stop()
+
+
+def test_neighbours_take_little_more_than_8_bytes_each() -> None:
+    assert measure(range(100_000)) < 10
+
+
+def test_oids_far_apart_take_some_hundred_bytes_each() -> None:
+    assert measure(range(0, 10_000 << 40, 1 << 40)) < 600
+
+
+def test_all_oids_can_be_listed_while_another_thread_adds_some() -> None:
+    index = LogIndex()
+    for number in range(10_000):
+        index.put(number, 1)
+    added = iter(range(10_000, 10_000_000, 7))
+    done = threading.Event()
+
+    def add() -> None:
+        while not done.is_set():
+            index.put(next(added), 1)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    writer = threading.Thread(target=add)
+    writer.start()
+    try:
+        for _ in range(5):
+            listed = list(index.oids())
+            assert listed == sorted(listed)
+            assert set(listed) >= {oid_of(number) for number in range(10_000)}
+    finally:
+        done.set()
+        writer.join()
+        sys.setswitchinterval(interval)
+
+
+def test_a_reader_never_misses_an_oid_while_its_block_becomes_an_array() -> None:
+    index = LogIndex()
+    done = threading.Event()
+    firsts = [key << 8 for key in range(2000)]
+
+    def add() -> None:
+        for first in firsts:
+            for place in range(40):
+                index.put(first + place, 1)
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    writer = threading.Thread(target=add)
+    writer.start()
+    try:
+        current = iter(firsts)
+        first = next(current)
+        while not done.is_set():
+            if oid_of(first) in index:
+                found = True
+                for _ in range(30):
+                    found = found and oid_of(first) in index
+                assert found
+                first = next(current, firsts[-1])
+    finally:
+        writer.join()
+        sys.setswitchinterval(interval)

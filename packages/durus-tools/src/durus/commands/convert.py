@@ -1,0 +1,80 @@
+"""`durus convert`: a database file in another format.  The work is in `durus.convert`."""
+
+import dataclasses
+
+import click
+
+from durus.commands.manner import (
+    Command,
+    about,
+    echo,
+    echo_json,
+    json_option,
+    note,
+    source_argument,
+    target_argument,
+)
+from durus.commands.progress import ProgressBar
+from durus.convert import convert as convert_file
+from durus.formats import FORMATS
+
+__all__ = ["convert"]
+
+
+@click.command(
+    cls=Command,
+    short_help="Make a database file of another format.",
+    examples=[
+        "durus convert old.durus new.durus --to log",
+        "durus convert app.durus for_durus_4.durus --to shelf",
+    ],
+)
+@source_argument
+@target_argument
+@click.option(
+    "--to",
+    type=click.Choice([name for name, made in FORMATS.items() if made.write is not None]),
+    default="log",
+    show_default=True,
+    help="The format of TARGET.",
+)
+@click.option("--no-history", is_flag=True, help="Copy the newest revisions only.")
+@click.option("--renumber", is_flag=True, help="Give the objects new oids, without gaps.")
+@click.option(
+    "--python2", is_flag=True, help="SOURCE was written by Python 2: convert its strings."
+)
+@json_option
+def convert(
+    source: str,
+    target: str,
+    to: str,
+    no_history: bool,
+    renumber: bool,
+    python2: bool,
+    as_json: bool,
+) -> None:
+    """Write the database SOURCE to the new file TARGET, in another format.
+
+    SOURCE is a file, or the URI of a server, such as durus://localhost:2972, and is only read.
+    TARGET must not exist, and appears only when it is complete.
+    """
+    with about(source, target), ProgressBar(f"Converting {source}") as progress:
+        conversion = convert_file(
+            source,
+            target,
+            to=to,
+            history=not no_history,
+            renumber=renumber,
+            python2=python2,
+            progress=progress,
+        )
+    for warning in conversion.warnings:
+        note(f"warning: {warning}")
+    if as_json:
+        echo_json({"source": source, "target": target, **dataclasses.asdict(conversion)})
+        return
+    kept = f"in {conversion.transactions:,} transactions" if conversion.history else "newest state"
+    echo(
+        f"{target}: {conversion.objects:,} objects, {kept}, "
+        f"converted from {conversion.source_format} to {conversion.target_format}"
+    )

@@ -1,0 +1,56 @@
+"""`durus pack`: drop what a database no longer needs, in a file or through its server."""
+
+import contextlib
+import os
+
+import click
+
+from durus.classic import as_storage
+from durus.commands.database import connect, make_address, open_existing, server_options
+from durus.commands.manner import Command, about, echo, file_argument
+from durus.commands.progress import ProgressBar
+from durus.error import StorageError
+from durus.interfaces import PackableStorage
+
+__all__ = ["pack"]
+
+
+@click.command(
+    cls=Command,
+    short_help="Drop old revisions and unreachable objects.",
+    examples=["durus pack app.durus", "durus pack --host db.example.org --port 2972"],
+)
+@file_argument(required=False)
+@click.option("--file", metavar="FILE", help="The same as FILE, as Durus 4.x has it.")
+@server_options
+def pack(path: str | None, file: str | None, host: str, port: int, address: str | None) -> None:
+    """Remove old revisions, and objects that cannot be reached from the root.
+
+    From FILE, which no server may have open, or, without FILE, from the database of a server.
+    """
+    if path is not None and file is not None:
+        raise click.UsageError("FILE and --file name the same thing: give one of them")
+    path = file if path is None else path
+    if path is None:
+        _pack_on_server(host, port, address)
+    else:
+        _pack_file(path)
+
+
+def _pack_file(path: str) -> None:
+    with about(path), contextlib.closing(as_storage(open_existing(path))) as storage:
+        if not isinstance(storage, PackableStorage):
+            raise StorageError(f"{path}: this database cannot be packed")
+        size_before = os.stat(path).st_size
+        with ProgressBar(f"Packing {path}"):
+            storage.pack()
+    size = os.stat(path).st_size
+    echo(f"{path}: packed, {size_before:,} bytes before, {size:,} now")
+
+
+def _pack_on_server(host: str, port: int, address: str | None) -> None:
+    server = make_address(host, port, address)
+    name = str(server)
+    with contextlib.closing(connect(server)) as storage, about(name):
+        storage.pack()
+    echo(f"{name}: the server has begun to pack, and serves its clients meanwhile")

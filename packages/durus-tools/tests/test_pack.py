@@ -1,0 +1,48 @@
+"""`durus pack FILE`; packing through a server is tested with servers."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from durus.connection import Connection
+from durus.file_storage import FileStorage
+
+Durus = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.mark.parametrize("call", [["pack"], ["pack", "--file"], ["-p", "--file"]])
+def test_what_is_no_longer_needed_goes(durus: Durus, database: Path, call: list[str]) -> None:
+    with Connection(database) as connection:
+        del connection.root["tree"]
+        connection.root["kept"] = 1
+        connection.commit()
+    before = database.stat().st_size
+    finished = durus(*call, database)
+    after = database.stat().st_size
+    assert after < before
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout == f"{database}: packed, {before:,} bytes before, {after:,} now\n"
+    with Connection(database) as connection:
+        assert dict(connection.root) == {"kept": 1}
+        assert connection.get(1) is None
+
+
+def test_a_file_that_is_open_elsewhere_is_not_packed(durus: Durus, database: Path) -> None:
+    with FileStorage(database):
+        before = database.read_bytes()
+        finished = durus("pack", database)
+        assert database.read_bytes() == before
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"durus: {database}: ")
+    assert finished.stderr.count("\n") == 1
+    assert finished.stdout == ""
+
+
+def test_a_database_without_a_root_stays_without(durus: Durus, tmp_path: Path) -> None:
+    path = tmp_path / "new.durus"
+    FileStorage(path).close()
+    assert durus("pack", path).returncode == 0
+    with FileStorage(path, readonly=True) as storage:
+        assert list(storage.transactions()) == []
