@@ -33,7 +33,7 @@ ABSENT: Final = object()
 _STATUSES: Final = ("same", "changed", "gone")
 _QUESTIONS: Final = {"changed": "how", "gone": "why"}
 _HEADING: Final = re.compile(r"## (.+)")
-_ROW: Final = re.compile(r"\| (imported: )?(`.+`) +\| (\w+) +\| *(.*?) *\|")
+_ROW: Final = re.compile(r"\| (imported: )?(`[^|]+`) +\| (\w+) +\| *(.*?) *\|")
 _OWNER: Final = re.compile(r"`([^`]+)`: (.+)")
 _QUOTED: Final = re.compile(r"`([^`]+)`")
 

@@ -416,9 +416,7 @@ def test_ctrl_c_in_a_conversion_leaves_nothing(desk: Desk) -> None:
 
 READ_AND_WRITE = """
 from durus.client_storage import ClientStorage
-from durus.commands.group import durus
 from durus.connection import Connection
-from durus.persistent_list import PersistentList
 connection = Connection(ClientStorage(port={port}))
 root = connection.get_root()
 root["theirs"] = root["ours"] + 1

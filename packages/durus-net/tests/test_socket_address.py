@@ -155,7 +155,7 @@ def test_the_socket_of_a_living_server_is_left_alone(path: Path) -> None:
 @pytest.mark.parametrize("content", ["text", ""])
 def test_a_file_that_is_no_socket_is_left_alone(path: Path, content: str) -> None:
     path.write_text(content)
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match="no socket is in the way"):
         UnixDomainSocketAddress(str(path)).get_listening_socket()
     assert path.read_text() == content
 
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_socket_is_left_alone(path: Path, content: str) -> Non
 def test_a_link_to_a_socket_is_left_alone(stale: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(stale)
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match="no socket is in the way"):
         UnixDomainSocketAddress(str(link)).get_listening_socket()
     assert link.is_symlink()
 
@@ -185,7 +185,7 @@ def test_the_umask_is_for_the_socket_alone(path: Path, stale: Path) -> None:
             assert path.stat().st_mode & 0o777 == 0o660
         assert os.umask(0o22) == 0o22
         path.write_text("")
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(OSError, match="no socket is in the way"):
             UnixDomainSocketAddress(str(path), umask=0o117).get_listening_socket()
         assert os.umask(0o22) == 0o22
     finally:

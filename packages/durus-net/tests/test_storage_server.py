@@ -1,6 +1,7 @@
 """A server on real sockets, spoken to in bytes: what each client is told, and when."""
 
 import contextlib
+import gc
 import socket
 import struct
 import threading
@@ -440,34 +441,40 @@ class ReadOnlyStorage(FailingStorage):
         return True
 
 
-class DamagedSnapshot(Snapshot):
-    """One object cannot be read."""
+class SpecialSnapshot(Snapshot):
+    """Something happens when one of the objects is loaded."""
 
-    def __init__(self, sound: Snapshot, damaged: Oid | None) -> None:
-        self._sound = sound
-        self._damaged = damaged
+    def __init__(self, usual: Snapshot, special: Oid | None, happen: Callable[[], None]) -> None:
+        self._usual = usual
+        self._special = special
+        self._happen = happen
 
     @property
     def tid(self) -> Tid:
-        return self._sound.tid
+        return self._usual.tid
 
     def load(self, oid: Oid) -> Revision:
-        if oid == self._damaged:
-            raise CorruptionError("app.durus", 5, "flipped", oid)
-        return self._sound.load(oid)
+        if oid == self._special:
+            self._happen()
+        return self._usual.load(oid)
 
     def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
         return ((oid, self.load(oid)) for oid in oids)
 
     def close(self) -> None:
-        self._sound.close()
+        self._usual.close()
 
 
 class DamagedStorage(MemoryStorage):
+    """One of its objects cannot be read."""
+
     damaged: Oid | None = None
 
     def snapshot(self, at: Tid | None = None) -> Snapshot:
-        return DamagedSnapshot(super().snapshot(at), self.damaged)
+        return SpecialSnapshot(super().snapshot(at), self.damaged, self.fail)
+
+    def fail(self) -> None:
+        raise CorruptionError("app.durus", 5, "flipped", self.damaged)
 
 
 def test_a_storage_that_is_full_refuses_with_a_status_of_its_own(log_lines: LogLines) -> None:
@@ -763,6 +770,24 @@ def test_a_commit_that_has_begun_is_finished_before_the_end(log_lines: LogLines)
         storage.may_go_on.set()
         assert read(a.socket, 1) == b"O"
         assert a.is_ended()
+
+
+class SlowLoad(SlowStorage):
+    def snapshot(self, at: Tid | None = None) -> Snapshot:
+        return SpecialSnapshot(super().snapshot(at), oid(1), self.wait)
+
+
+def test_a_client_that_goes_at_the_same_time_is_closed_too() -> None:
+    storage = SlowLoad()
+    with serving(storage) as address, Client(address) as a, Client(address) as b:
+        with Client(address):
+            a.socket.sendall(b"L" + oid(1))
+            assert storage.started.wait(WAIT_MAX_S)
+            # The server will see both at once.
+            b.socket.sendall(b"Q")
+        storage.may_go_on.set()
+        assert b.is_ended()
+    gc.collect()  # nothing that was left open comes to light
 
 
 def test_a_server_can_be_stopped_before_it_has_begun(storage: MemoryStorage) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from durus.error import StorageError
+from durus.error import StorageOpenError
 from durus.systemd_socket import get_systemd_socket, sd_listen_fds
 
 CHILD = """
@@ -68,5 +68,5 @@ def test_sockets_for_another_process_are_not_taken(monkeypatch: pytest.MonkeyPat
 def test_a_malformed_count_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", "many")
-    with pytest.raises(StorageError, match="'many'"):
+    with pytest.raises(StorageOpenError, match="'many'"):
         sd_listen_fds()

@@ -292,6 +292,8 @@ def test_the_other_names() -> None:
     names: Any = durus.utils
     assert as_bytes("é") == b"\xe9"
     assert as_bytes(b"x") == b"x"
+    with pytest.raises(TypeError):
+        as_bytes(5)  # type: ignore[arg-type]  # the wrong call that is tested
     assert isinstance(b"", byte_string)
     assert join_bytes([b"a", b"b"]) == b"ab"
     assert empty_byte_string == b""

@@ -510,7 +510,7 @@ def test_a_commit_that_fails_through_a_connection_is_refused_whole(
             commit(storage, {a: make_record("refused")})
         file.fails = "write truncate"
         with pytest.raises(CommitOutcomeUnknownError, match="could not be cut back"):
-            commit(storage, {a: make_record("unknown")})
+            commit(storage, {a: make_record(os.urandom(1000))})
         file.fails = ""
         commit(storage, {a: make_record("later")})
     with cls(path) as classic_storage:
@@ -557,6 +557,60 @@ def test_a_file_that_was_replaced_takes_no_commit(cls: AnyClass, path: Path) -> 
             storage.pack()
         assert path.read_bytes() == content
         assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_name_of_the_file_is_durable_before_the_first_commit(cls: AnyClass, path: Path) -> None:
+    code = f"""
+        import os, sys
+        from {cls.__module__} import {cls.__name__} as Storage
+        from durus.record import pack_record
+        storage = Storage(sys.argv[1])
+        folder = os.path.dirname(sys.argv[1])
+        syncs = 0
+
+        def count(event, arguments):
+            global syncs
+            syncs += event == "open" and arguments[0] == folder
+
+        sys.addaudithook(count)
+        oid = storage.new_oid()
+        for step in ("commit", "commit", "pack", "commit", "commit"):
+            if step == "pack":
+                storage.pack()
+            else:
+                storage.store(oid, pack_record(oid, b"ok", b""))
+                storage.end()
+            print(syncs)
+        """
+    assert run_python(code, path).stdout.split() == ["1", "1", "1", "2", "2"]
+
+
+def test_a_file_that_is_packed_just_before_it_is_locked_is_opened_anew(
+    cls: AnyClass, path: Path
+) -> None:
+    with cls(path) as storage:
+        fill(storage, 2)
+    path.with_name("packed").write_bytes(path.read_bytes())
+    code = f"""
+        import os, sys
+        from {cls.__module__} import {cls.__name__} as Storage
+        from durus.record import pack_record
+        path, packed = sys.argv[1:]
+
+        def pack(event, arguments):
+            if event == "fcntl.flock" and os.path.exists(packed):
+                os.rename(packed, path)
+
+        sys.addaudithook(pack)
+        storage = Storage(path)
+        oid = storage.new_oid()
+        storage.store(oid, pack_record(oid, b"ok", b""))
+        storage.end()
+        """
+    finished = run_python(code, path, path.with_name("packed"))
+    assert finished.returncode == 0, finished.stderr
+    with cls(path) as storage:
+        assert len(contents(storage)) == 3
 
 
 # Damage.

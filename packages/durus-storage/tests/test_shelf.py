@@ -254,6 +254,7 @@ def test_a_failure_that_cannot_be_undone_is_an_unknown_outcome(
     assert dict(failing.items()) == dict([record_item(0, "old")])
     let_fail(failing, "")
     failing.store([record_item(1)])
+    failing.close()
     assert contents(path) == dict([record_item(0, "old"), record_item(1)])
 
 
@@ -441,6 +442,19 @@ def test_a_transaction_whose_records_do_not_fill_it_is_not_whole(
     for transaction in wrong:
         _, start = make_file(path, FIRST, transaction)
         assert_is_repaired(path, start, caplog)
+
+
+def test_a_reference_that_looks_like_a_length_is_none(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may stand before a record, and say how long that is, as the length of a transaction."""
+    second = encode_transaction(record_item(3, "x" * 20))[8:]
+    torn = encode_transaction(record_item(2, 0, [0, len(second)]))[8:] + second
+    torn += encode_transaction(record_item(4))[8:]
+    _, start = make_file(path, FIRST, b"\xff" * 8 + torn)
+    assert_is_repaired(path, start, caplog)
+    _, start = make_file(path, FIRST, b"\xff" * 20 + torn[12:])
+    assert_is_repaired(path, start, caplog)
 
 
 def assert_is_refused(path: Path, start: int, later: int) -> None:

@@ -413,7 +413,7 @@ def make_text(path: Path) -> None:
 def damage(path: Path) -> None:
     fill(path)
     content = bytearray(path.read_bytes())
-    content[content.index(b"High Street")] ^= 1
+    content[content.rindex(b"High Street")] ^= 1
     path.write_bytes(content)
 
 

@@ -1,5 +1,6 @@
 """The `durus` command as a whole: help, mistakes, exit statuses, and what programs import of it."""
 
+import ctypes
 import os
 import re
 import subprocess
@@ -146,6 +147,27 @@ def test_what_is_no_database_gives_one_line_that_names_it_and_stays_as_it_is(
     assert str(path) in finished.stderr
     assert sorted(path.parent.glob("*")) == there_before
     assert not (path.parents[2] / "target").exists()
+
+
+def _drop_privileges() -> None:
+    """Let file modes hold for root as well: called in the child, before it becomes Python."""
+    pr_capbset_drop, cap_dac_override, cap_dac_read_search = 24, 1, 2
+    for capability in (cap_dac_override, cap_dac_read_search):
+        ctypes.CDLL(None).prctl(pr_capbset_drop, capability, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root is let in elsewhere")
+@pytest.mark.parametrize("command", READING)
+def test_a_file_that_may_not_be_read_is_one_line(database: Path, command: str) -> None:
+    database.chmod(0)
+    finished = subprocess.run(
+        [sys.executable, "-m", "durus", *read_file(command, database)],
+        capture_output=True,
+        text=True,
+        preexec_fn=_drop_privileges,
+    )
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert re.fullmatch(rf"durus: {re.escape(str(database))}: .*[Pp]ermission.*\n", finished.stderr)
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "convert"])

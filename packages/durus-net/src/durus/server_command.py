@@ -37,7 +37,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _number(text: str) -> int:
     """A number as 4.3's options took it: 0x1F, 0b11, and with a leading 0 octal."""
-    return int(text, _RADIX_OF_PREFIX.get(text[:2].lower(), 8 if text[:1] == "0" else 10))
+    radix = _RADIX_OF_PREFIX.get(text[:2].lower(), 8 if text[:1] == "0" else 10)
+    try:
+        return int(text, radix)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
 
 
 def _make_parser(prog: str) -> _Parser:

@@ -199,7 +199,8 @@ class UnixDomainSocketAddress(UnixAbstractAddress):
 
     def _is_stale(self) -> bool:
         if not stat.S_ISSOCK(os.lstat(self.filename).st_mode):
-            return False
+            reason = "a file that is no socket is in the way"
+            raise OSError(errno.EADDRINUSE, reason, self.filename)
         connected = self.get_connected_socket()
         if connected is not None:
             connected.close()

@@ -113,8 +113,8 @@ def iteritems(x: HasItems[T]) -> T:
 
 
 def as_bytes(s: str | ByteString) -> bytes:
-    """Bytes as they are; of a string, the latin-1 codes."""
-    return s.encode("latin1") if isinstance(s, str) else bytes(s)
+    """Bytes as they are; of a string, the latin-1 codes.  TypeError for anything else."""
+    return s.encode("latin1") if isinstance(s, str) else bytes(memoryview(s))
 
 
 def int8_to_str(n: int) -> bytes:

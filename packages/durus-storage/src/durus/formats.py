@@ -33,7 +33,11 @@ __all__ = ["FORMATS", "STORAGE_CLASSES", "find_format", "open_file"]
 
 
 def _make_sqlite_storage(
-    filename: str | os.PathLike[str], readonly: bool, repair: bool, *, create: bool
+    filename: str | os.PathLike[str],
+    readonly: bool = False,
+    repair: bool = False,
+    *,
+    create: bool = True,
 ) -> ClassicStorage:
     from durus.sqlite_storage import SqliteStorage
 

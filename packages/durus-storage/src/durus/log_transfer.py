@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from durus.error import StorageError, StorageOpenError, format_oid
 from durus.file_format import StoredDatabase, StoredTransaction
@@ -24,11 +24,22 @@ from durus.log_writer import LogWriter
 
 __all__ = ["adopt_abandoned_tail", "read_log", "write_log"]
 
-_PART_RECORDS_MAX: Final = 1000
-_PART_SIZE_MAX: Final = 4 << 20
 _PARTS_MAX: Final = 1 << 32
 """The base of a database may be written in so many parts: their tids lie in the 4 seconds before
-now.  A database with as many as that would have more objects than there are oids."""
+its own.  A database with as many as that would have more objects than there are oids."""
+
+
+class _PartSize(NamedTuple):
+    """When a part of the base is full."""
+
+    records: int
+    size: int
+    """Bytes."""
+
+
+_PART: Final = _PartSize(1000, 4 << 20)
+_PART_OF_COMMIT: Final = _PartSize(250_000, 64 << 20)
+"""When the base is a transaction that has a tid: mostly that of a program, and kept whole."""
 
 
 def adopt_abandoned_tail(log: Log) -> None:
@@ -84,9 +95,9 @@ def _read_records(log: Log, transaction: LoggedTransaction) -> Iterator[tuple[Oi
 def write_log(path: str, database: StoredDatabase, system: System | None = None) -> None:
     """Make a new log file that holds all of a database; durable on return.
 
-    Transactions without a tid get tids, and ids, of ours.  If the first has none, it is the base
-    of the database, perhaps all of it: it is written in parts, so it need not fit into memory.
-    Every other transaction must.
+    Transactions without a tid get tids, and ids, of ours.  The first one is the base of the
+    database, and may be all of it.  If it has no tid, or is large, it is written in parts, so that
+    it need not fit into memory; every other transaction must.
 
     Raises StorageOpenError when the file cannot be made, StorageError when it cannot hold the
     database, and whatever the database raises while it is read; then there is no file.
@@ -118,19 +129,18 @@ def _writing(path: str) -> Iterator[None]:
 
 def _write_all(file: LogFile, database: StoredDatabase) -> None:
     transactions = iter(database.transactions)
-    first = next(transactions, None)
-    base = None if first is None or first.tid else first
-    if first is not None and base is None:
-        transactions = itertools.chain([first], transactions)
-    parts = _split(() if base is None else base.records)
-    part = next(parts, None)
-    base_tid = Tid(time.time_ns())
+    base = next(transactions, StoredTransaction(records=()))
+    parts = _split(base.records, _PART_OF_COMMIT if base.tid else _PART)
+    part, following = next(parts, None), next(parts, None)
+    base_tid = base.tid or Tid(time.time_ns())
+    horizon = database.horizon
+    if following is not None or (part is not None and not base.tid):
+        horizon = base_tid  # no snapshot is older, so nobody ever sees half of the base
     header = FileHeader(
         database_id=secrets.token_bytes(16),
         file_id=secrets.token_bytes(16),
-        created_ns=base_tid,
-        # No snapshot is older than the last part: nobody ever sees half of the base.
-        horizon=database.horizon if part is None else base_tid,
+        created_ns=time.time_ns(),
+        horizon=horizon,
         next_oid=database.next_oid,
     )
     with _writing(file.path):
@@ -145,33 +155,35 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
             writer.append(
                 tid=tid,
                 time_ns=transaction.time_ns,
-                id=transaction.id if transaction.tid else secrets.randbits(64),
+                id=transaction.id if tid == transaction.tid else secrets.randbits(64),
                 next_oid=next_oid,
                 user=transaction.user,
                 note=transaction.note,
                 records=records,
             )
 
-    tids = itertools.count(base_tid - _PARTS_MAX)
-    while base is not None and part is not None:
-        later = next(parts, None)
-        append(base, base_tid if later is None else Tid(next(tids)), part)
-        part = later
+    tids = itertools.count(max(1, base_tid - _PARTS_MAX))
+    while part is not None and following is not None:
+        append(base, Tid(next(tids)), part)
+        part, following = following, next(parts, None)
+    if part is not None or base.tid:
+        append(base, base_tid, part or [])
     for transaction in transactions:
-        records = dict(_encode(transaction.records))
         tid = transaction.tid or max(base_tid, Tid(writer.tid + 1))
-        append(transaction, tid, sorted(records.items()))
+        append(transaction, tid, sorted(dict(_encode(transaction.records)).items()))
     with _writing(file.path):
         writer.finish()
         file.system.sync_directory(os.path.dirname(file.path))
 
 
-def _split(records: Iterable[tuple[Oid, Record]]) -> Iterator[list[tuple[Oid, bytes]]]:
+def _split(
+    records: Iterable[tuple[Oid, Record]], full: _PartSize
+) -> Iterator[list[tuple[Oid, bytes]]]:
     """The records, encoded, in parts of ascending oids."""
     part: dict[Oid, bytes] = {}
     size = 0
     for oid, encoded in _encode(records):
-        if len(part) == _PART_RECORDS_MAX or size >= _PART_SIZE_MAX:
+        if len(part) == full.records or size >= full.size:
             yield sorted(part.items())
             part, size = {}, 0
         part[oid] = encoded

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from durus.class_pickle import name_in_class_pickle
 from durus.convert_source import Source
@@ -30,6 +30,8 @@ __all__ = ["Conversion", "Progress", "convert"]
 Progress = Callable[[int, int | None], object]
 """Is told now and then how many objects are done, of how many, if that is known; what it raises
 ends the conversion."""
+
+T = TypeVar("T")
 
 _PROGRESS_STEP: Final = 100
 _WARNINGS_MAX: Final = 1000
@@ -100,9 +102,15 @@ def convert(
             stored = stack.enter_context(opened.read())
         else:
             stored = stack.enter_context(_read_newest(opened, changes, count, renumber=renumber))
-        transactions = _pass_on(stored.transactions, changes, count)
+        transactions = count.watch(_pass_on(stored.transactions, changes, count))
         database = dataclasses.replace(stored, transactions=transactions)
-        _make_target(target, target_format.write, database)
+        try:
+            _make_target(target, target_format.write, database)
+        except Exception as error:
+            if count.failure is None or count.failure is error:
+                raise
+            # The writer has taken it for a failure of its own.
+            raise count.failure from count.failure.__cause__
     return Conversion(
         source_format=opened.format_name,
         target_format=to,
@@ -119,7 +127,7 @@ def _pass_on(
     for transaction in transactions:
         count.transactions += 1
         records = itertools.starmap(changes.apply, count.observe(transaction.records))
-        yield dataclasses.replace(transaction, records=records)
+        yield dataclasses.replace(transaction, records=count.watch(records))
     count.tell()
 
 
@@ -131,6 +139,8 @@ class _Count:
         self.objects = OidBitmap()
         self.total: int | None = None
         self.done = 0
+        self.failure: Exception | None = None
+        """What went wrong where the source is read, and not where the target is written."""
         self._progress = progress
 
     def tell(self) -> None:
@@ -149,6 +159,14 @@ class _Count:
             self.objects.add(oid)
             yield oid, record
             self.step()
+
+    def watch(self, stream: Iterable[T]) -> Iterator[T]:
+        """Let this pass, and notice whose failure it is when it ends."""
+        try:
+            yield from stream
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 class _Changes:

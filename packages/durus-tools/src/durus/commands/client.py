@@ -214,7 +214,7 @@ def _run_console(namespace: dict[str, Any], banner: str, startup: "_Startup | No
     if _is_terminal(sys.stdin) and _is_terminal(sys.stdout):
         configure_readline(namespace, os.path.expanduser(_HISTORY_PATH))
     if not _is_terminal(sys.stdin) and signal.getsignal(signal.SIGINT) is default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+        pass
     try:
         if startup is not None:
             startup.run(console)

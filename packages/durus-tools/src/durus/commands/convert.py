@@ -7,6 +7,7 @@ import click
 from durus.commands.manner import (
     Command,
     about,
+    counted,
     echo,
     echo_json,
     json_option,
@@ -73,8 +74,10 @@ def convert(
     if as_json:
         echo_json({"source": source, "target": target, **dataclasses.asdict(conversion)})
         return
-    kept = f"in {conversion.transactions:,} transactions" if conversion.history else "newest state"
+    kept = "newest state"
+    if conversion.history:
+        kept = f"in {counted(conversion.transactions, 'transaction')}"
     echo(
-        f"{target}: {conversion.objects:,} objects, {kept}, "
+        f"{target}: {counted(conversion.objects, 'object')}, {kept}, "
         f"converted from {conversion.source_format} to {conversion.target_format}"
     )

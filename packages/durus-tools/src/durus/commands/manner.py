@@ -29,6 +29,7 @@ __all__ = [
     "CommandGroup",
     "ExitStatus",
     "about",
+    "counted",
     "echo",
     "echo_json",
     "file_argument",
@@ -96,13 +97,13 @@ class CommandGroup(Command, click.Group):
 
 def file_argument(*, required: bool = True) -> Callable[[F], F]:
     """The database FILE that a command reads, as `path`."""
-    return click.argument("path", metavar="FILE", type=click.Path(), required=required)
+    return click.argument("path", metavar="FILE", required=required)
 
 
-source_argument = click.argument("source", metavar="SOURCE", type=click.Path())
+source_argument = click.argument("source", metavar="SOURCE")
 """The database file that a command reads to make another one."""
 
-target_argument = click.argument("target", metavar="TARGET", type=click.Path())
+target_argument = click.argument("target", metavar="TARGET")
 """The file that a command makes; nothing may be there."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -116,6 +117,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 object', '2,000 objects'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def echo(line: str) -> None:

@@ -8,6 +8,7 @@ from durus.commands.manner import (
     Command,
     ExitStatus,
     about,
+    counted,
     echo,
     echo_json,
     file_argument,
@@ -56,8 +57,7 @@ def verify(path: str, as_json: bool) -> ExitStatus:
             }
         )
     else:
-        counted = "1 finding" if count == 1 else f"{count:,} findings"
-        echo(f"{path}: {counted if count else 'sound'}")
+        echo(f"{path}: {counted(count, 'finding') if count else 'sound'}")
     return ExitStatus.DAMAGED if count else ExitStatus.OK
 
 
