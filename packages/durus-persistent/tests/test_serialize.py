@@ -1,5 +1,7 @@
 """Writing objects to records and reading them back; classes that are missing, moved or refused."""
 
+import io
+import pickle
 import sys
 import types
 from enum import Enum
@@ -181,6 +183,38 @@ def test_a_missing_class_makes_a_ghost_and_the_rest_stays_usable(
         gone.name  # noqa: B018 - reading is the point
     with pytest.raises(MissingClassError):
         gone.name = 1
+
+
+def test_a_reference_to_a_missing_class_is_stored_as_any_other(
+    storage_with_gone: MemoryStorage,
+) -> None:
+    """Durus 4.3, which may have the class, can read it."""
+    root = Oid(bytes(7) + b"\1")
+    connection = Connection(storage_with_gone)
+    connection.root["it"].value = [*connection.root["it"].value, "more"]
+    connection.commit()
+    state = storage_with_gone.snapshot().load(root).record.state_pickle
+    found: list[object] = []
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            return f"class {module} {name}"
+
+        def persistent_load(self, pid: object) -> object:
+            found.append(pid)
+            return pid
+
+    Reader(io.BytesIO(state)).load()
+    assert (bytes(7) + b"\2", "class gone_module Gone") in found
+
+
+def test_beside_a_reference_to_a_missing_class_values_are_still_tried(
+    storage_with_gone: MemoryStorage,
+) -> None:
+    connection = Connection(storage_with_gone)
+    connection.root["it"].value = [*connection.root["it"].value, io.StringIO]
+    with pytest.raises(UnstorableError, match="StringIO"):
+        connection.commit()
 
 
 def test_an_object_that_refers_to_a_missing_one_can_be_stored(

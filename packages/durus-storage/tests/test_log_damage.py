@@ -215,6 +215,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path) -> No
             snapshot.load(a)
         assert caught.value.oid == a
         assert caught.value.path == str(path)
+        assert caught.value.offset is not None
         assert 0 < place - caught.value.offset < 200
         assert value_of(snapshot.load(b).record) == "other"
         commit(storage, {a: make_record("mended")})

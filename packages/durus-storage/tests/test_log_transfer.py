@@ -190,6 +190,33 @@ def test_the_same_object_may_be_twice_in_a_base(tmp_path: Path) -> None:
         assert value_of(snapshot.load(ROOT_OID).record) == "new"
 
 
+def test_a_first_transaction_of_a_program_is_kept_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    first = StoredTransaction(records=many(2500), tid=Tid(10**18), id=7, note="import")
+    write_log(str(path), StoredDatabase(transactions=[first]))
+    ((found, records),) = read_all(path)
+    assert (found.tid, found.id, found.note, len(records)) == (10**18, 7, "import", 2500)
+    with read_log(str(path)) as stored:
+        assert stored.horizon == NO_TID
+
+
+def test_a_very_large_first_transaction_is_written_in_parts(tmp_path: Path) -> None:
+    """Where it comes from, it may have been a base, and need not fit into memory."""
+    path = tmp_path / "file"
+    records = ((oid_of(number), make_record("x" * (1 << 20))) for number in range(70))
+    first = StoredTransaction(records=records, tid=Tid(10**18), id=7, note="import")
+    second = StoredTransaction(records=many(1), tid=Tid(10**18 + 1), id=8)
+    write_log(str(path), StoredDatabase(transactions=[first, second], horizon=Tid(5)))
+    assert list(verify_file(str(path))) == []
+    with closing(FileStorage(path)) as storage:
+        assert [len(t.oids) for t in storage.transactions()] == [64, 6, 1]
+        assert storage.find(7) == 10**18
+        with closing(storage.snapshot(Tid(10**18))) as snapshot:
+            assert len(list(snapshot.load_many(map(oid_of, range(70))))) == 70
+        with pytest.raises(HistoryUnavailableError):
+            storage.snapshot(Tid(10**18 - 1))
+
+
 def test_transactions_after_a_base_follow_it_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     transactions = [
@@ -223,6 +250,17 @@ def test_an_empty_base_hides_nothing(tmp_path: Path) -> None:
         assert storage.tid > 10**18  # nanoseconds since 1970, as any other
         commit(storage, {ROOT_OID: make_record(1)})
     assert list(verify_file(str(path))) == []
+
+
+def test_after_a_horizon_without_a_transaction_one_can_commit(tmp_path: Path) -> None:
+    """Whoever packed the source need not have kept the last transaction."""
+    path = tmp_path / "file"
+    transactions = [StoredTransaction(records=many(1), tid=Tid(5))]
+    write_log(str(path), StoredDatabase(transactions=transactions, horizon=Tid(7)))
+    assert list(verify_file(str(path))) == []
+    with closing(FileStorage(path)) as storage:
+        assert storage.tid == 7
+        commit(storage, {ROOT_OID: make_record(1)})
 
 
 def test_many_transactions_share_a_mark(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from durus.log_format import (
     encode_record,
     encode_transaction,
 )
-from durus.log_verify import Finding, verify_file
+from durus.file_format import Finding
+from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record
 
 FILE_ID = bytes(16)

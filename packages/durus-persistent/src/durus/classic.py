@@ -215,21 +215,19 @@ class ClassicAdapter:
             packer = self._storage.get_packer()
             if packer is None:
                 self._storage.pack()
+                self._removed |= self._sync()
         while packer is not None and self._pack_for_a_while(packer):
             time.sleep(_PACK_PAUSE_S)  # a lock that is taken again at once lets nobody else in
-        with self._lock:
-            self._check_open()
-            self._removed |= self._sync()
 
     def _pack_for_a_while(self, packer: Iterator[object]) -> bool:
         """Whether there is more to pack."""
         until = time.monotonic() + _PACK_TURN_S
         with self._lock:
             self._check_open()
-            for _ in packer:
-                if time.monotonic() >= until:
-                    return True
-        return False
+            try:
+                return any(time.monotonic() >= until for _ in packer)
+            finally:  # here, where no snapshot of another thread can come before
+                self._removed |= self._sync()
 
     def close(self) -> None:
         with self._lock:

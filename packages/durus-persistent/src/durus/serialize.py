@@ -1,8 +1,7 @@
 """Objects to records and back.
 
 `ObjectWriter` turns the objects of one commit into records; `ObjectReader` turns a record into
-the state of an object.  A reference is a pickle's persistent id: (oid, class), or (oid,
-"module:qualname") when the class cannot be found here.
+the state of an object.  A reference is a pickle's persistent id: (oid, class).
 """
 
 import io
@@ -78,6 +77,14 @@ _NAMED: Final = (type, FunctionType, BuiltinFunctionType)
 """What is pickled by its name alone."""
 
 
+def _is_missing(obj: object) -> bool:
+    return isinstance(obj, type) and issubclass(obj, MissingObject)
+
+
+class _MissingClassMet(Exception):  # noqa: N818 - no error: it leads to a second attempt
+    """The state refers to an object whose class cannot be found here."""
+
+
 class _StatePickler(pickle.Pickler):
     """Hands the persistent objects that a state refers to over to the writer."""
 
@@ -91,10 +98,35 @@ class _StatePickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         # Called for what is not of a builtin type.
-        name = obj if isinstance(obj, _NAMED) else type(obj)
-        if name not in self._writer._known_loadable:
-            self._writer._to_try.add(name)
+        if _is_missing(obj):
+            raise _MissingClassMet
+        self._writer._note_name_of(obj)
         return NotImplemented
+
+
+class _SlowStatePickler(pickle._Pickler):
+    """As `_StatePickler`, in Python: it can write the name of a class that cannot be found."""
+
+    def __init__(self, file: io.BytesIO, writer: "ObjectWriter") -> None:
+        super().__init__(file, PICKLE_PROTOCOL)
+        self._writer = writer
+
+    def persistent_id(self, obj: Any) -> object:
+        return self._writer._persistent_id(obj) if isinstance(obj, PersistentBase) else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not _is_missing(obj):
+            self._writer._note_name_of(obj)
+        return NotImplemented
+
+    def save_global(self: Any, obj: Any, name: str | None = None) -> None:  # Any: see typeshed
+        if not _is_missing(obj):
+            pickle._Pickler.save_global(self, obj, name)  # type: ignore[attr-defined]  # see above
+            return
+        self.save(obj.missing_module)
+        self.save(obj.missing_qualname)
+        self.write(pickle.STACK_GLOBAL)
+        self.memoize(obj)
 
 
 class _ReferencePickler(pickle.Pickler):
@@ -152,7 +184,7 @@ class ObjectWriter:
         _setattribute(obj, "_p_connection", self.connection)
         self.new_objects.append(obj)
 
-    def _persistent_id(self, obj: Any) -> tuple[Oid, type | str]:
+    def _persistent_id(self, obj: Any) -> tuple[Oid, type]:
         if obj._p_oid is None:
             self._adopt(obj)
         elif obj._p_connection is not self.connection:
@@ -166,10 +198,15 @@ class ObjectWriter:
         assert oid is not None
         self._refs[oid] = obj
         cls = type(obj)
-        if issubclass(cls, MissingObject):
-            return oid, f"{cls.missing_module}:{cls.missing_qualname}"
-        self._class_pickle(cls)
+        if not issubclass(cls, MissingObject):
+            self._class_pickle(cls)
         return oid, cls
+
+    def _note_name_of(self, obj: object) -> None:
+        """A value that is no object of ours: can its type, or what it names, be loaded again?"""
+        name = obj if isinstance(obj, _NAMED) else type(obj)
+        if name not in self._known_loadable:
+            self._to_try.add(name)
 
     def _class_pickle(self, cls: type) -> bytes:
         pickled = self._class_pickles.get(cls)
@@ -185,18 +222,25 @@ class ObjectWriter:
             self._adopt(obj)
         self._owner = obj
         self._refs.clear()
-        file = io.BytesIO()
         try:
-            _StatePickler(file, self).dump(obj.__getstate__())
+            state_pickle = self._pickle(obj.__getstate__())
         except DurusError:
             raise
         except Exception as error:
             self._refuse(obj, error)
-        state_pickle = file.getvalue()
         if self._to_try:
             self._try_to_load(obj, state_pickle)
         refs = b"".join(sorted(self._refs.keys() - {obj._p_oid}))
         return Record(class_pickle, state_pickle, refs)
+
+    def _pickle(self, state: object) -> bytes:
+        file = io.BytesIO()
+        try:
+            _StatePickler(file, self).dump(state)
+        except _MissingClassMet:
+            file = io.BytesIO()
+            _SlowStatePickler(file, self).dump(state)
+        return file.getvalue()
 
     def _try_to_load(self, obj: PersistentObject, state_pickle: bytes) -> None:
         assert obj._p_oid is not None
@@ -300,9 +344,6 @@ class ObjectReader:
         """The object for a reference: the one in the cache, or a new ghost."""
         try:
             oid, cls = pid
-            if isinstance(cls, str):
-                module, _, qualname = cls.partition(":")
-                cls = self.policy.find_persistent_class(module, qualname)
             valid = type(oid) is bytes and len(oid) == 8 and issubclass(cls, PersistentObject)
         except (TypeError, ValueError) as error:
             raise ObjectError(f"{pid!r} is no reference to a persistent object") from error

@@ -44,9 +44,10 @@ _READ_AHEAD: Final = 1 << 16
 
 
 class DamagedEndError(CorruptionError, ShortRead):
-    """The file ends within a transaction; opening it with `repair=True` cuts that off.
+    """The file ends too early (4.3 raised ShortRead).
 
-    (4.3 raised ShortRead.)
+    Where it ends within a transaction, opening it with `repair=True` cuts that off; where it ends
+    within what a pack has written, only a backup helps.
     """
 
 

@@ -135,7 +135,8 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
     base_tid = base.tid or Tid(time.time_ns())
     horizon = database.horizon
     if following is not None or (part is not None and not base.tid):
-        horizon = base_tid  # no snapshot is older, so nobody ever sees half of the base
+        # No snapshot is older, so nobody ever sees half of the base.
+        horizon = max(horizon, base_tid)
     header = FileHeader(
         database_id=secrets.token_bytes(16),
         file_id=secrets.token_bytes(16),
@@ -171,6 +172,8 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
     for transaction in transactions:
         tid = transaction.tid or max(base_tid, Tid(writer.tid + 1))
         append(transaction, tid, sorted(dict(_encode(transaction.records)).items()))
+    if writer.tid < horizon:  # else nobody could begin a transaction that is not older
+        append(StoredTransaction(records=()), horizon, [])
     with _writing(file.path):
         writer.finish()
         file.system.sync_directory(os.path.dirname(file.path))
