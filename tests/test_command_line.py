@@ -96,11 +96,14 @@ class Desk:
         self.folder = folder
         self._stack = stack
         self.env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("DURUS")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("DURUS", "NO_COLOR", "PYTHONUNBUFFERED"))
+            },
             "HOME": str(folder),
             "TERM": "xterm",
         }
-        self.env.pop("NO_COLOR", None)
 
     def run(self, *arguments: str | Path, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

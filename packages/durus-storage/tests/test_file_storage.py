@@ -100,7 +100,6 @@ def header(**fields: int) -> bytes:
 
 
 BAD_FILES = [
-    pytest.param(b"", NotADatabaseError, "empty", id="empty"),
     pytest.param(b"hello, this is a text", NotADatabaseError, "no Durus database", id="text"),
     pytest.param(b"b", NotADatabaseError, "no Durus database", id="short-text"),
     pytest.param(MAGIC[:5], CorruptionError, "cut off", id="cut-magic"),
@@ -126,6 +125,38 @@ def test_what_is_no_log_file_is_named_and_left_as_it_is(
     assert path.read_bytes() == content
     assert path.stat().st_mtime_ns == 1
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_an_empty_file_becomes_a_database_if_it_may_be_made(path: Path) -> None:
+    """Programs of 4.x make empty files, with `tempfile`, to have a name."""
+    path.touch()
+    for readonly, create_it in ((True, True), (False, False)):
+        with pytest.raises(NotADatabaseError, match="the file is empty"):
+            FileStorage(path, readonly, create=create_it)
+        assert path.read_bytes() == b""
+    link = path.with_name("link")
+    link.symlink_to(path)
+    with closing(FileStorage(link)) as storage:
+        create(storage, 1)
+    assert link.is_symlink()
+    assert list(verify_file(str(path))) == []
+    assert sorted(os.listdir(path.parent)) == sorted([path.name, link.name])
+
+
+def test_of_two_that_fill_an_empty_file_at_once_one_does(path: Path) -> None:
+    class SomebodyIsFaster(OperatingSystem):
+        waited = False
+
+        def lock(self, fd: int, *, shared: bool = False) -> bool:
+            if not self.waited:
+                self.waited = True
+                with closing(FileStorage(path)) as faster:
+                    create(faster, 0)
+            return super().lock(fd, shared=shared)
+
+    path.touch()
+    with closing(FileStorage(path, system=SomebodyIsFaster())) as storage:
+        assert value_of(storage.snapshot().load(ROOT_OID).record) == 0
 
 
 def test_unknown_features_may_forbid_writing_or_nothing(path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from durus.error import NotADatabaseError, StorageError
+from durus.file_format import Finding
 from durus.file_storage import FileStorage
 from durus.interfaces import ROOT_OID, Oid, Record, Tid
 from durus.log_format import (
@@ -17,7 +18,6 @@ from durus.log_format import (
     encode_record,
     encode_transaction,
 )
-from durus.file_format import Finding
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record
 

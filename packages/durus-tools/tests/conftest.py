@@ -15,12 +15,18 @@ Durus = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def durus(tmp_path: Path) -> Durus:
-    """durus("stats", path): what `durus stats path` says, when nothing of it is a terminal."""
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of the command: a home of its own, and output as buffered as a user's."""
     home = tmp_path / "home"
     home.mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DURUS")}
-    environment = {**kept, "HOME": str(home)}
+    without = ("DURUS", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(without)}
+    return {**kept, "HOME": str(home)}
+
+
+@pytest.fixture
+def durus(environment: dict[str, str]) -> Durus:
+    """durus("stats", path): what `durus stats path` says, when nothing of it is a terminal."""
 
     def run(
         *arguments: str | Path, stdin: str = "", env: dict[str, str] | None = None

@@ -376,7 +376,7 @@ def test_an_oid_that_is_too_large_for_a_log_can_be_renumbered(tmp_path: Path) ->
     large = oid_of(2**64 - 1)
     write_file(path, "dfs20", [(ROOT_OID, make_root(large)), (large, make_record("far away"))])
     for to in WITH_HISTORY:
-        with pytest.raises((StorageError, ValueError)):
+        with pytest.raises(StorageError):
             convert(path, target, to=to)
         assert not target.exists()
     with pytest.raises(StorageError, match="renumber=True"):
@@ -564,8 +564,8 @@ def test_a_uri_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
 
 LIMITED = """
     import resource, sys
+    import durus.sqlite_storage  # what is imported is not counted
     from durus.convert import convert
-    from durus.sqlite_storage import SqliteStorage  # all that will be imported
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     limit = used + int(sys.argv[5]) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -584,26 +584,26 @@ def convert_in_little_memory(
     return int(finished.stdout)
 
 
-def many_records(count: int) -> Iterator[tuple[Oid, Record]]:
-    """A root with a hundred lists of a thousand each, or so."""
-    width = 1000
-    groups = [oid_of(number) for number in range(1, count, width)]
-    yield ROOT_OID, make_record("root", groups)
-    for number in range(1, count):
-        last = min(number + width, count)
-        is_group = number % width == 1
-        refs = map(oid_of, range(number + 1, last)) if is_group else ()
-        yield oid_of(number), make_record(f"object {number}", refs)
+def many_transactions(count: int) -> Iterator[StoredTransaction]:
+    """A root, and objects of 1 KiB, a hundred in each transaction; each refers to the next."""
+    text = "x" * 1000
+    for first in range(0, count, 100):
+        records = [
+            (oid_of(number), make_record(text, [oid_of(number + 1)] if number + 1 < count else []))
+            for number in range(first, first + 100)
+        ]
+        yield StoredTransaction(records=records, tid=Tid(10**18 + first))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-@pytest.mark.parametrize(("source", "to"), [("log", "log"), ("log", "shelf"), ("sqlite", "log")])
-def test_memory_does_not_hold_the_objects(tmp_path: Path, source: str, to: str) -> None:
-    """60,000 objects are 14 MB in a file, and would be 60 MB and more as Python's objects."""
-    write_file(tmp_path / "source", source, many_records(60_000))
-    for history in (True, False):
-        target = tmp_path / f"target-{history}"
-        objects = convert_in_little_memory(
-            tmp_path / "source", target, to=to, history=history, mebibytes=48
-        )
-        assert objects == 60_000
+@pytest.mark.parametrize("source", WRITTEN)
+def test_memory_does_not_hold_the_objects(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "source"
+    write = FORMATS[source].write
+    assert write is not None
+    write(str(path), StoredDatabase(transactions=many_transactions(16_000)))
+    assert path.stat().st_size > 2**20
+    for to, history in [("log", True), ("log", False), ("shelf", False), ("sqlite", False)]:
+        target = tmp_path / f"{to}-{history}"
+        found = convert_in_little_memory(path, target, to=to, history=history, mebibytes=12)
+        assert found == 16_000

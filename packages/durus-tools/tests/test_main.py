@@ -191,7 +191,7 @@ def test_no_name_of_a_file_steers_a_terminal(durus: Durus) -> None:
 # Where the answer goes
 
 
-def test_a_reader_that_has_gone_is_no_error(durus: Durus, database: Path) -> None:
+def test_a_reader_that_has_gone_is_no_error(database: Path, environment: dict[str, str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -200,6 +200,7 @@ def test_a_reader_that_has_gone_is_no_error(durus: Durus, database: Path) -> Non
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment,
         )
     finally:
         os.close(writing)
@@ -207,22 +208,30 @@ def test_a_reader_that_has_gone_is_no_error(durus: Durus, database: Path) -> Non
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_an_answer_that_cannot_be_written_is_one_line(database: Path) -> None:
+def test_an_answer_that_cannot_be_written_is_one_line(
+    database: Path, environment: dict[str, str]
+) -> None:
     with open("/dev/full", "w") as full:
         finished = subprocess.run(
             [sys.executable, "-m", "durus", "stats", database],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment,
         )
     assert finished.returncode == 2
     assert finished.stderr == "durus: the output cannot be written: No space left on device\n"
 
 
-def test_without_any_output_there_is_still_a_status(database: Path) -> None:
+def test_without_any_output_there_is_still_a_status(
+    database: Path, environment: dict[str, str]
+) -> None:
     command = '"$0" -m durus stats "$1" <&- >&- 2>&-'
     for path, status in ((database, 0), (database.with_name("missing"), 2)):
-        assert subprocess.run(["sh", "-c", command, sys.executable, path]).returncode == status
+        assert (
+            subprocess.run(["sh", "-c", command, sys.executable, path], env=environment).returncode
+            == status
+        )
 
 
 def test_an_encoding_without_the_characters_is_no_error(durus: Durus, database: Path) -> None:

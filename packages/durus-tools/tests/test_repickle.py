@@ -528,6 +528,7 @@ def test_the_names_in_class_pickles_are_kept() -> None:
         ("StringIO", "StringIO"),
         ("app", "Größe"),
         ("a" * 300, "B"),
+        ("lines\nof", "a\nname"),
     ]:
         class_pickle = make_class_pickle(module, qualname)
         assert name_in_class_pickle(class_pickle) == (module, qualname)

@@ -13,11 +13,8 @@ tid H; each has seen the database at a tid T of its own.  Invariants:
 """
 
 import asyncio
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -30,7 +27,6 @@ from durus.error import (
     DurusKeyError,
     ReadConflictError,
     StorageError,
-    WriteConflictError,
     format_oid,
 )
 from durus.interfaces import (
@@ -38,17 +34,15 @@ from durus.interfaces import (
     NO_TID,
     OID_LIMIT,
     ROOT_OID,
-    CommitResult,
     Oid,
     PackableStorage,
     Record,
     Snapshot,
     Storage,
     Tid,
-    Transaction,
 )
 from durus.logger import log
-from durus.oid_set import OidSet
+from durus.server_commit import Stored, store
 from durus.server_requests import (
     OIDS_MAX,
     ClientError,
@@ -72,9 +66,6 @@ _THREADS_MAX: Final = 32
 _LOADED_AT_ONCE_MAX_BYTES: Final = 1 << 20
 _CRAWLS_MAX: Final = 10
 """A storage without history lets a walk over everything finish only if nothing changes."""
-
-_EVERYTHING: Final = OidSet()
-_EVERYTHING.add_everything()
 
 
 class HubClient:
@@ -315,8 +306,8 @@ class Hub:
         self._refuse_oids_of_others(client, writes.keys() - handed_out - {ROOT_OID})
         async with self._committing:
             try:
-                result, snapshot = await self._in_thread(
-                    partial(self._store, client.tid, handed_out, writes)
+                stored = await self._in_thread(
+                    partial(store, self._storage, client.tid, handed_out, writes)
                 )
             except DanglingReferenceError as error:
                 log(30, "Conflict during commit: %s", error)
@@ -333,54 +324,25 @@ class Hub:
         now = datetime.now()
         log(20, "Committed %3s objects %s bytes at %s", len(writes), size_bytes, now)
         client.unused_oids -= handed_out
-        await self._move_past(client, result.tid, frozenset(writes), snapshot)
+        await self._move_past(client, stored, frozenset(writes))
         self._bytes_since_pack += size_bytes + 8
         if 0 < self._gc_bytes <= self._bytes_since_pack and self._packing is None:
             self._start_pack("gc")
         return CommitOutcome.COMMITTED
 
-    def _store(
-        self, since: Tid, handed_out: Set[Oid], writes: Mapping[Oid, Record]
-    ) -> tuple[CommitResult, Snapshot | None]:
-        """Commit; the result, and a snapshot that has it.
-
-        Created is what was handed out to the client, and what is not there: a client of 4.x may
-        copy objects with their oids, or change one that a pack has removed.
-        """
-        with closing(self._storage.snapshot()) as snapshot:
-            if snapshot.tid != since:
-                raise WriteConflictError()
-            rest = writes.keys() - handed_out
-            created = frozenset(writes.keys() - {oid for oid, _ in snapshot.load_many(rest)})
-        transaction = Transaction(
-            id=int.from_bytes(os.urandom(8)),
-            snapshot_tid=since,
-            accessed=_EVERYTHING,
-            created=created,
-            writes=writes,
-            time_ns=time.time_ns(),
-        )
-        result = self._storage.commit(transaction)
-        try:
-            return result, self._storage.snapshot()
-        except (StorageError, OSError):  # it is tried again; the commit has not failed
-            return result, None
-
-    async def _move_past(
-        self, client: HubClient, tid: Tid, written: frozenset[Oid], snapshot: Snapshot | None
-    ) -> None:
+    async def _move_past(self, client: HubClient, stored: Stored, written: frozenset[Oid]) -> None:
         """Move the view on to where the client's transaction is visible."""
+        tid, removed, snapshot = stored
         if snapshot is not None:
-            if (self._view.snapshot.tid, snapshot.tid) == (
-                client.tid,
-                tid,
-            ) and not self._refreshing.locked():
+            nothing_else = (self._view.snapshot.tid, snapshot.tid) == (client.tid, tid)
+            if nothing_else and not removed and not self._refreshing.locked():
                 self._move(snapshot, written, client, tid, frozenset())
                 return
             snapshot.close()
         client.invalid = None  # until the view has moved past the transaction
         try:
             await self._refresh(client, tid)
+            client.note_changes(removed)
         except (StorageError, OSError) as error:
             log(40, "The newest state cannot be read: %s", error)
 

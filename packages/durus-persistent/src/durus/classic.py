@@ -25,6 +25,7 @@ from durus.error import (
     DanglingReferenceError,
     DurusError,
     DurusKeyError,
+    ProtocolError,
     ReadConflictError,
     ReadOnlyError,
     StorageClosedError,
@@ -183,6 +184,9 @@ class ClassicAdapter:
             except CommitOutcomeUnknownError as error:
                 self._doubt(transaction, reported)
                 raise CommitOutcomeUnknownError(transaction.id, error.reason) from error
+            except ProtocolError:  # a server has answered, but nobody knows what
+                self._doubt(transaction, reported)
+                raise
             except StorageError:
                 self._note_changes(reported)
                 raise

@@ -26,6 +26,7 @@ from durus.error import (
     DurusError,
     DurusKeyError,
     ObjectError,
+    ProtocolError,
     ReadConflictError,
     ReadOnlyError,
     StorageError,
@@ -487,7 +488,8 @@ def _nothing_happened(error: BaseException, created: list[Oid]) -> bool:
     """Whether a commit that failed like this has certainly not stored the created objects."""
     if isinstance(error, ConflictError):  # when an oid was taken, it must not be tried again
         return error.oids is not None and not set(created).intersection(error.oids)
-    return isinstance(error, DurusError) and not isinstance(error, CommitOutcomeUnknownError)
+    unknown = CommitOutcomeUnknownError | ProtocolError
+    return isinstance(error, DurusError) and not isinstance(error, unknown)
 
 
 def touch_every_reference(connection: Connection[Any], *words: str | bytes) -> None:

@@ -21,18 +21,15 @@ from os import PathLike
 from typing import Final, Self, cast
 
 from durus.error import (
-    DanglingReferenceError,
     DurusKeyError,
     HistoryUnavailableError,
     ReadOnlyError,
     StorageClosedError,
     StorageError,
     UnsupportedFormatError,
-    WriteConflictError,
 )
 from durus.file_format import choose_format, recognise, recognise_start
 from durus.interfaces import (
-    CHANGES_MAX,
     NO_TID,
     ROOT_OID,
     CommitResult,
@@ -50,6 +47,7 @@ from durus.log_format import encode_record, encode_transaction
 from durus.log_open import explain_failure, make_missing_file, open_log_file
 from durus.log_pack import read_transactions, write_packed
 from durus.log_transfer import adopt_abandoned_tail
+from durus.log_validation import find_changes, validate
 from durus.record import record_to_classic, split_oids
 from durus.storage import ClassicCalls
 from durus.utils import RandomAccessFile
@@ -297,7 +295,7 @@ class FileStorage(ClassicCalls):
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
         with self._lock:
             log = self._check_open()
-            return _find_changes(log, since, until)
+            return find_changes(log, since, until)
 
     def transactions(
         self, start: Tid | None = None, stop: Tid | None = None
@@ -389,8 +387,8 @@ class FileStorage(ClassicCalls):
         with self._lock:
             with self._writing("the transaction was not committed"):
                 log = self._prepare_to_append()
-            _validate(log, transaction, refs)
-            changed = _find_changes(log, transaction.snapshot_tid, log.tid)
+            validate(log, transaction, refs)
+            changed = find_changes(log, transaction.snapshot_tid, log.tid)
             tid = Tid(max(time.time_ns(), log.tid + 1))
             content = encode_transaction(
                 log.header.file_id,
@@ -479,47 +477,3 @@ def _remove_temporary(system: System, path: str, pid: int) -> None:
     if os.getpid() == pid:  # and not a forked child
         with contextlib.suppress(OSError):
             system.unlink(path)
-
-
-# Validating a transaction
-
-
-def _find_changes(log: Log, since: Tid, until: Tid) -> frozenset[Oid] | None:
-    """What `Storage.changes` answers."""
-    changed = log.recent.find(since, until)
-    if changed is not None or since < log.header.horizon:
-        return changed
-    oids: set[Oid] = set()
-    for written in _read_changes(log, since, until):
-        oids.update(written)
-        if len(oids) > CHANGES_MAX:
-            return None
-    return frozenset(oids)
-
-
-def _read_changes(log: Log, since: Tid, until: Tid) -> Iterator[list[Oid]]:
-    for head in log.walk_back():
-        if head.tid <= since:
-            return
-        if head.tid <= until:
-            yield log.read_transaction(head).oids
-
-
-def _validate(log: Log, transaction: Transaction, refs: set[Oid]) -> None:
-    """Raises WriteConflictError and DanglingReferenceError."""
-    since = transaction.snapshot_tid
-    recent = log.recent.find(since, log.tid)
-    if recent is None and since < log.header.horizon:
-        raise WriteConflictError()  # what has changed since has been packed away
-    conflicts: set[Oid] = set()
-    for oids in [recent] if recent is not None else _read_changes(log, since, log.tid):
-        conflicts.update(transaction.accessed.overlap(oids))
-    # What is written must be there, unless it is created: a pack may have removed it.
-    conflicts.update(
-        oid for oid in transaction.writes if (oid in log.index) == (oid in transaction.created)
-    )
-    if conflicts:
-        raise WriteConflictError(sorted(conflicts))
-    dangling = [oid for oid in refs if oid not in log.index and oid not in transaction.created]
-    if dangling:
-        raise DanglingReferenceError(sorted(dangling))

@@ -14,6 +14,7 @@ from typing import Final
 from durus.error import (
     CorruptionError,
     NotADatabaseError,
+    StorageError,
     StorageLockedError,
     StorageOpenError,
     UnsupportedFormatError,
@@ -50,7 +51,7 @@ def read_file_header(file: LogFile) -> FileHeader:
     start = file.read(0, 16)
     if not start:
         raise NotADatabaseError(
-            file.path, "the file is empty, and no Durus database; remove it to have one made there"
+            file.path, "the file is empty, and no Durus database; opened for writing it becomes one"
         )
     other = _OTHER_FORMATS.get(recognise_start(start) or "")
     if other is not None:
@@ -122,14 +123,34 @@ def open_log_file(system: System, path: str, *, readonly: bool) -> LogFile:
 
 
 def make_missing_file(system: System, path: str) -> None:
-    """Make a new file if there is none: prepared aside, it appears complete, or not at all."""
+    """Make a new file if there is none: prepared aside, it appears complete, or not at all.
+
+    An empty file counts as none: programs of 4.x make such to have a name.
+    """
     try:
-        system.path_status(path)
-        return
-    except FileNotFoundError:
-        pass
+        try:
+            status = system.path_status(path)
+        except FileNotFoundError:
+            _make_file(system, path, replace=False)
+            return
+        if status.is_regular and not status.size:
+            _fill_empty_file(system, path)
+    except StorageError:
+        raise
     except OSError as error:
         raise explain_failure(path, error) from error
+
+
+def _fill_empty_file(system: System, path: str) -> None:
+    file = LogFile(system, path, system.open(path, writable=True))
+    # Only one process replaces it: the others find the new file when they have the lock.
+    if _lock_soon(system, file):
+        status = file.status()
+        if not status.size and system.path_status(path).identity == status.identity:
+            _make_file(system, os.path.realpath(path), replace=True)
+
+
+def _make_file(system: System, path: str, *, replace: bool) -> None:
     folder = os.path.dirname(path)
     aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
     header = FileHeader(
@@ -142,10 +163,14 @@ def make_missing_file(system: System, path: str) -> None:
         try:
             file.append(encode_file_header(header))
             file.sync()
-            with contextlib.suppress(FileExistsError):  # another process was first: its is used
-                system.link(aside, path)
+            if replace:
+                system.rename(aside, path)
+            else:
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    system.link(aside, path)
         finally:
-            system.unlink(aside)
+            with contextlib.suppress(FileNotFoundError):
+                system.unlink(aside)
         system.sync_directory(folder)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -332,6 +332,8 @@ def _make_target(
             if told is error:
                 raise
             raise told from error
+        except ValueError as error:
+            raise StorageError(f"{target} cannot hold the database: {error}") from error
         try:
             os.link(aside, target)
         except FileExistsError as error:

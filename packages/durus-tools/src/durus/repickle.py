@@ -213,7 +213,7 @@ def make_class_pickle(module: str, qualname: str) -> bytes:
     # As `durus.serialize.pickle_class` chooses between the two.
     text = f"{module}\n{qualname}\n"
     renamed = module in IMPORT_MAPPING or (module, qualname) in NAME_MAPPING
-    if not renamed and "." not in qualname and text.isascii():
+    if not renamed and "." not in qualname and text.isascii() and text.count("\n") == 2:
         return pickle.PROTO + b"\2" + pickle.GLOBAL + text.encode() + pickle.STOP
     names = _encode_text(module) + _encode_text(qualname)
     return _frame(names + pickle.STACK_GLOBAL + pickle.STOP)

@@ -123,23 +123,23 @@ def interactive_client(
     file, and of a server on this machine.
     """
     program = _read_startup(startup) if startup else None
-    server = SocketAddress.new(address)
-    description = str(server) if file is None else file
+    server = SocketAddress.new(address) if file is None else None
+    description = str(file if server is None else server)
     with contextlib.ExitStack() as stack:
         with about(description):
             storage = (
-                connect(server, readonly=readonly)
-                if file is None
-                else open_existing(
-                    file, storage_class=storage_class, readonly=readonly, repair=repair
+                open_existing(
+                    description, storage_class=storage_class, readonly=readonly, repair=repair
                 )
+                if server is None
+                else connect(server, readonly=readonly)
             )
             stack.callback(storage.close)
             connection = _open_connection(
                 storage,
                 cache_size=cache_size,
                 allow=allow,
-                import_classes=file is not None or is_local(server),
+                import_classes=server is None or is_local(server),
             )
             stack.callback(connection.close)
         _run_console(_make_namespace(connection), f"Durus {description}\n{_HELP}", program)
@@ -214,7 +214,7 @@ def _run_console(namespace: dict[str, Any], banner: str, startup: "_Startup | No
     if _is_terminal(sys.stdin) and _is_terminal(sys.stdout):
         configure_readline(namespace, os.path.expanduser(_HISTORY_PATH))
     if not _is_terminal(sys.stdin) and signal.getsignal(signal.SIGINT) is default_int_handler:
-        pass
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         if startup is not None:
             startup.run(console)
