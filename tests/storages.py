@@ -1,17 +1,20 @@
 """The kinds of storage that the model tests run over."""
 
+import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from durus.classic import as_storage
-from durus.classic_verify import verify_shelf
+from durus.client_storage import ClientStorage
 from durus.file_storage import FileStorage
+from durus.file_storage2 import FileStorage2
+from durus.formats import find_format
 from durus.interfaces import Storage
-from durus.log_verify import verify_file
 from durus.shelf_storage import ShelfStorage
-from durus.sqlite_storage import SqliteStorage, verify_sqlite
+from durus.sqlite_storage import SqliteStorage
 from durus.storage import MemoryStorage
 from durus.storage import Storage as ClassicStorage
+from durus.storage_server import StorageServer
 
 
 class Kind(ABC):
@@ -41,23 +44,43 @@ class File(Kind):
         return FileStorage(path)
 
     def check(self, path: Path) -> None:
-        assert list(verify_file(str(path))) == []
+        assert list(find_format(path).verify(str(path))) == []
 
 
-class Sqlite(Kind):
-    def open(self, path: Path) -> Storage:
-        return SqliteStorage(path)
-
-    def check(self, path: Path) -> None:
-        assert list(verify_sqlite(str(path))) == []
-
-
-class Shelf(Kind):
+class Shelf(File):
     def open(self, path: Path) -> Storage:
         return as_storage(ShelfStorage(path))
 
-    def check(self, path: Path) -> None:
-        assert list(verify_shelf(str(path))) == []
+
+class Dfs20(File):
+    def open(self, path: Path) -> Storage:
+        return as_storage(FileStorage2(path))
+
+
+class Sqlite(File):
+    def open(self, path: Path) -> Storage:
+        return SqliteStorage(path)
+
+
+class ServedStorage(ClientStorage):
+    """A client, and the server of a log file, which is stopped with it."""
+
+    def __init__(self, path: Path) -> None:
+        self.server = StorageServer(FileStorage(path), port=0)
+        self.thread = threading.Thread(target=self.server.serve)
+        address = self.server.listen()
+        self.thread.start()
+        super().__init__(address=address)
+
+    def close(self) -> None:
+        super().close()
+        self.server.stop()
+        self.thread.join()
+
+
+class Served(File):
+    def open(self, path: Path) -> Storage:
+        return as_storage(ServedStorage(path))
 
 
 class DictStorage(ClassicStorage):
@@ -94,4 +117,4 @@ class Classic(Memory):
         return as_storage(DictStorage())
 
 
-KINDS: list[Kind] = [Memory(), File(), Sqlite(), Shelf(), Classic()]
+KINDS: list[Kind] = [Memory(), File(), Shelf(), Dfs20(), Sqlite(), Served(), Classic()]

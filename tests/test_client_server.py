@@ -172,6 +172,37 @@ assert len(root["kept"]) == turns
 say("done")
 """
 
+REMOVED = """
+a, b = connect(), connect()
+a.get_root()["a"] = PersistentDict()
+a.get_root()["b"] = PersistentDict()
+a.commit()
+b.abort()
+oid = b.get_root()["a"]._p_oid
+del b.get_root()["a"]
+b.commit()
+b.pack()
+packed = False
+while not packed:
+    try:
+        client().load(oid)
+    except KeyError:
+        packed = True
+b.abort()
+assert b.get(oid) is None or b.get(oid)._p_is_ghost()
+a.abort()
+for n in range(100):
+    b.get_root()["b"][n] = PersistentDict({"n": n})
+b.commit()
+a.abort()
+assert [a.get_root()["b"][n]["n"] for n in range(100)] == list(range(100))
+for _ in range(2):
+    c = connect()
+    c.get_root()["c"] = PersistentDict()
+    c.commit()
+say("done")
+"""
+
 TRANSFERS = """
 import random
 a = connect()
@@ -340,6 +371,10 @@ def test_reading_writing_and_conflicts(server: Server) -> None:
 def test_packing_while_clients_work(server: Server) -> None:
     assert server.run(PACK) == "done"
     assert server.run(PACK) == "done"
+
+
+def test_what_a_pack_has_removed_stands_in_nobodys_way(server: Server) -> None:
+    assert server.run(REMOVED) == "done"
 
 
 def test_clients_of_both_systems_at_the_same_time(server: Server, pythons: dict[str, Path]) -> None:

@@ -6,14 +6,16 @@ import struct
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from durus.classic import ClassicAdapter
-from durus.client_storage import ClientStorage
+from durus.client_storage import ClientStorage, open_tcp, open_unix
 from durus.connection import Connection
 from durus.error import (
     ClassNotAllowedError,
@@ -30,10 +32,10 @@ from durus.error import (
     StorageOpenError,
     WriteConflictError,
 )
-from durus.interfaces import ROOT_OID, Oid
+from durus.interfaces import ROOT_OID, Oid, StorageOpener
 from durus.persistent import Persistent
 from durus.record import pack_record
-from durus.storage import MemoryStorage, get_census, open_storage
+from durus.storage import MemoryStorage, get_census
 from durus.storage_server import SocketAddress, StorageServer
 from durus.testing.storage_contract import commit, create, make_record
 
@@ -520,7 +522,7 @@ def test_a_closed_client_says_so(address: SocketAddress) -> None:
 
 FORKING = """
 import os, sys
-from durus.client_storage import ClientStorage
+from durus.client_storage import ClientStorage, open_tcp, open_unix
 from durus.error import StorageError
 
 client = ClientStorage(port=int(sys.argv[1]))
@@ -551,37 +553,47 @@ def test_a_forked_child_leaves_the_stream_alone(address: SocketAddress) -> None:
 
 def test_a_server_is_opened_by_its_uri(storage: MemoryStorage, address: SocketAddress) -> None:
     create(storage, 0)
-    with Connection(f"durus://{address}") as connection:
-        assert isinstance(connection.storage, ClientStorage)
-    opened = open_storage(f"durus://{address}/", readonly=True, create=False)
-    assert isinstance(opened, ClassicAdapter)
-    assert opened.readonly
-    with pytest.raises(ReadOnlyError):
+    with closing(open_tcp(f"durus://{address}", readonly=False, create=True)) as opened:
+        assert isinstance(opened, ClassicAdapter)
+        assert isinstance(opened.classic, ClientStorage)
+        assert not opened.readonly
         commit(opened, {ROOT_OID: make_record(1)})
-    opened.close()
+    with closing(open_tcp(f"durus://{address}/", readonly=True, create=False)) as opened:
+        assert opened.readonly
+        with pytest.raises(ReadOnlyError):
+            commit(opened, {ROOT_OID: make_record(2)})
 
 
 def test_a_unix_socket_is_opened_by_its_uri(tmp_path: Path) -> None:
     path = tmp_path / "a socket"
-    with StorageServer(MemoryStorage(), address=str(path)).running():
-        quoted = str(path).replace(" ", "%20")
-        with Connection(f"durus+unix://{quoted}") as connection:
-            connection.root["a"] = 1
-            connection.commit()
+    uri = "durus+unix://" + str(path).replace(" ", "%20")
+    with (
+        StorageServer(MemoryStorage(), address=str(path)).running(),
+        closing(open_unix(uri, readonly=False, create=True)) as opened,
+    ):
+        create(opened, 1)
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("open_uri", "uri"),
     [
-        "durus://host:port",
-        "durus://host:99999999",
-        "durus://host/path",
-        "durus://me@host",
-        "durus://host?query",
-        "durus+unix://relative/path",
-        "durus+unix://",
+        (open_tcp, "durus://host:port"),
+        (open_tcp, "durus://host:99999999"),
+        (open_tcp, "durus://host/path"),
+        (open_tcp, "durus://me@host"),
+        (open_tcp, "durus://host?query"),
+        (open_unix, "durus+unix://relative/path"),
+        (open_unix, "durus+unix://"),
     ],
 )
-def test_a_uri_that_is_none_is_refused(uri: str) -> None:
-    with pytest.raises(StorageOpenError, match="this is not of the form durus"):
-        open_storage(uri)
+def test_a_uri_that_is_none_is_refused(open_uri: StorageOpener, uri: str) -> None:
+    with pytest.raises(StorageOpenError, match="this is not of the form durus") as caught:
+        open_uri(uri, readonly=False, create=True)
+    assert caught.value.filename == uri
+
+
+def test_the_schemes_are_registered() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    names = project["entry-points"]["durus.storages"]
+    found = {scheme: name.partition(":")[2] for scheme, name in names.items()}
+    assert found == {"durus": open_tcp.__name__, "durus+unix": open_unix.__name__}

@@ -50,7 +50,8 @@ class NoStorage:
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment in which there is the module `app_storage`."""
     (tmp_path / "app_storage.py").write_text(STORAGE)
-    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 COMMAND = [sys.executable, "-W", "error", "-u", "-m", "durus.storage_server"]

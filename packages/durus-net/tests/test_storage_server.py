@@ -414,6 +414,57 @@ def test_what_a_pack_has_removed_may_be_stored_again(a: Client, storage: MemoryS
     assert a.commit((x, make_record("again")), (ROOT_OID, make_record(2, [x]))) == b"O"
 
 
+class PackedStorage(ClassicStorage):
+    """A storage of 4.x, which reports as changed what a pack has removed."""
+
+    def __init__(self, *oids: Oid) -> None:
+        self.records = {oid: record_to_classic(oid, make_record(0)) for oid in oids}
+        self.pending: dict[bytes, bytes] = {}
+        self.reported: list[bytes] = []
+
+    def remove(self, oid: Oid) -> None:
+        del self.records[oid]
+        self.reported.append(oid)
+
+    def load(self, oid: bytes) -> bytes:
+        return self.records[Oid(oid)]
+
+    def begin(self) -> None:
+        self.pending = {}
+
+    def store(self, oid: bytes, record: bytes) -> None:
+        self.pending[oid] = record
+
+    def end(self, handle_invalidations: object = None) -> None:
+        self.records.update((Oid(oid), record) for oid, record in self.pending.items())
+
+    def sync(self) -> list[bytes]:
+        reported, self.reported = self.reported, []
+        return reported
+
+
+def test_the_end_of_a_pack_between_the_two_steps_is_no_conflict() -> None:
+    x, y, z = oid(1), oid(2), oid(3)
+    storage = PackedStorage(x, y, z)
+    with serving(storage) as address, Client(address) as a, Client(address) as b:
+        a.oids(b"C")
+        storage.remove(x)
+        assert a.finish_commit((y, make_record(1))) == b"O"
+        assert a.load(x) == b"I"
+        assert a.oids(b"S") == {x}
+        assert a.load(x) == b"K"
+        assert b.oids(b"S") == {x, y}
+        a.oids(b"C")
+        storage.remove(z)
+        assert a.finish_commit((y, make_record(2)), (z, make_record(2))) == b"I"
+        a.oids(b"C")
+        assert b.oids(b"S") == {z}
+        storage.records[oid(4)] = record_to_classic(oid(4), make_record(0))
+        storage.remove(oid(4))
+        assert b.commit((y, make_record("b"))) == b"O"
+        assert a.finish_commit((y, make_record("a"))) == b"I"  # that was more than a pack
+
+
 # Failures of the storage.
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from durus import interfaces, serialize
 from durus.classic import ClassicAdapter, as_storage, record_from_classic, record_to_classic
+from durus.connection import Connection
 from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
@@ -555,6 +556,28 @@ def test_a_storage_of_the_new_interface_stays_itself(adapter: ClassicAdapter) ->
     memory = MemoryStorage()
     assert as_storage(memory) is memory
     assert as_storage(adapter) is adapter
+
+
+class CountingStorage(MemoryStorage):
+    """As a program of 4.x has it: it counts what is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored = 0
+
+    def store(self, oid: bytes, record: bytes) -> None:
+        self.stored += 1
+        super().store(oid, record)
+
+
+def test_the_classic_calls_that_a_subclass_overrides_are_called() -> None:
+    storage = CountingStorage()
+    connection = Connection(storage)
+    connection.root["a"] = 1
+    connection.commit()
+    connection.pack()
+    assert storage.stored == 2
+    assert Connection(storage).root["a"] == 1
 
 
 def test_a_classic_storage_has_one_adapter_while_it_is_in_use(shared: SharedStorage) -> None:

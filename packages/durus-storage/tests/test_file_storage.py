@@ -634,6 +634,17 @@ def test_pack_keeps_the_last_1000_transactions_if_need_be_without_records(
     assert list(verify_file(str(path))) == []
 
 
+@pytest.mark.parametrize("format", ["log", "sqlite"])
+def test_a_program_of_4_x_packs_in_a_loop(path: Path, format: str) -> None:
+    with closing(FileStorage(path, format=format)) as storage:
+        _, b = create(storage, 2)
+        commit(storage, {ROOT_OID: make_record(1)})
+        for _ in storage.get_packer():
+            pass
+        with pytest.raises(DurusKeyError):
+            storage.load(b)
+
+
 def test_pack_keeps_the_newest_transaction_even_if_it_is_empty(
     path: Path, storage: FileStorage
 ) -> None:

@@ -114,7 +114,7 @@ LASTS = ["committed", "refused", "reserved"]
 def test_a_file_cut_off_anywhere_shows_the_last_whole_commit(tmp_path: Path, last: str) -> None:
     written = write_file(tmp_path / "whole", last=last)
     path = tmp_path / "cut"
-    sizes = [*range(FILE_HEADER_SIZE), *range(written.start, len(written.content))]
+    sizes = [*range(1, FILE_HEADER_SIZE), *range(written.start, len(written.content))]
     for size in sizes:
         path.write_bytes(written.content[:size])
         os.utime(path, ns=(1, 1))

@@ -14,11 +14,11 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, cast
 from weakref import WeakValueDictionary
 
 from durus import interfaces, serialize
-from durus.classic_storage import Storage
+from durus.classic_storage import ClassicCalls, Storage
 from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
@@ -410,15 +410,27 @@ _adapters: WeakValueDictionary[int, ClassicAdapter] = WeakValueDictionary()
 """By id of the storage, which an adapter keeps alive."""
 _adapters_lock = threading.Lock()
 
+_CLASSIC_CALLS: Final = ("load", "bulk_load", "begin", "store", "end", "sync", "new_oid")
+
+
+def _overrides_classic_calls(cls: type) -> bool:
+    """Whether a program of 4.x has put calls of its own over those of a storage of ours."""
+    return issubclass(cls, ClassicCalls) and any(
+        getattr(cls, name) is not getattr(ClassicCalls, name) for name in _CLASSIC_CALLS
+    )
+
 
 def as_storage(storage: object) -> interfaces.Storage:
     """`storage` itself, or the adapter of a classic one: always the same while it is in use.
 
+    One of ours whose classic calls a subclass overrides counts as classic, so that it is called.
     TypeError when it is no storage at all.
     """
+    cls = type(storage)
     # A class has all the attributes that its instances have, but is no storage.
-    if isinstance(storage, interfaces.Storage) and not isinstance(storage, type):
-        return storage
+    is_one_of_today = isinstance(storage, interfaces.Storage) and not issubclass(cls, type)
+    if is_one_of_today and not _overrides_classic_calls(cls):
+        return cast(interfaces.Storage, storage)
     if not isinstance(storage, Storage):
         raise TypeError(
             f"{storage!r} is no storage: expected one that implements durus.interfaces.Storage, "

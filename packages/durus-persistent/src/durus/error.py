@@ -137,8 +137,11 @@ class MissingClassError(ObjectError):
     """The class of an object cannot be found; the rest of the database stays usable."""
 
 
-class WrongClassError(ObjectError, TypeError):
-    """An object, perhaps the root, is of another class than was asked for."""
+class WrongClassError(ObjectError, TypeError, AssertionError):
+    """An object, perhaps the root, is of another class than was asked for.
+
+    (4.3 raised AssertionError.)
+    """
 
 
 class StorageError(DurusError):

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from os import PathLike
 from typing import Final, Self, cast
 
@@ -439,6 +440,12 @@ class FileStorage(ClassicCalls):
             log = self._prepare_to_append()
             if ROOT_OID in log.index:
                 self._pack(log)
+
+    def get_packer(self) -> Iterator[str]:
+        """An iterator that packs, for programs of 4.x: all at once, after its first step."""
+        yield f"started {datetime.now()}"
+        self.pack()
+        yield f"finished {datetime.now()}"
 
     def _pack(self, log: Log) -> None:
         system = self._system
