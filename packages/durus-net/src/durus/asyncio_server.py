@@ -70,7 +70,9 @@ class StorageServer:
         self.max_commit_bytes = max_commit_bytes
         self.timeout_s = timeout_s
         self._socket: socket.socket | None = None
-        self._streams: dict[ServerStream, asyncio.Task[None]] = {}
+        self._streams: set[ServerStream] = set()
+        """Not closed yet."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._clients_count = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_asked = False
@@ -153,19 +155,25 @@ class StorageServer:
     async def _end(self, hub: Hub) -> None:
         for stream in self._streams:
             stream.stop()
-        await asyncio.gather(*self._streams.values())
+        await asyncio.gather(*self._tasks)
         try:
             await hub.close()
         finally:
+            # asyncio may just be about to hand over one more connection.
+            await asyncio.gather(
+                *(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True
+            )
             await asyncio.gather(*(stream.close() for stream in self._streams))
 
     def _accept(self, hub: Hub, stream: ServerStream) -> None:
+        self._streams.add(stream)
         if self._stopping.is_set():
-            stream.transport.abort()
             return
         self._clients_count += 1
         name = _name_of_client(self._clients_count, stream.transport.get_extra_info("peername"))
-        self._streams[stream] = asyncio.create_task(self._serve_client(hub, stream, name))
+        task = asyncio.create_task(self._serve_client(hub, stream, name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve_client(self, hub: Hub, stream: ServerStream, name: str) -> None:
         try:
@@ -184,7 +192,7 @@ class StorageServer:
             logger.exception("%s: a failure of the server; its connection is closed", name)
         if not self._stopping.is_set():  # else `_end` does it, when the storage is closed
             await stream.close()
-            del self._streams[stream]
+            self._streams.discard(stream)
 
     async def _talk(self, hub: Hub, stream: ServerStream) -> None:
         client = await hub.join()
