@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -189,6 +190,23 @@ def test_everything_goes_to_the_log_file(environment: dict[str, str], tmp_path: 
     assert text.startswith("before\nStorage file=the file")
     assert f"Ready on {path} (rwx" in text
     assert text.endswith("Quit\nclient 1: the server stops\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
+def test_when_there_are_too_many_clients_the_next_ones_wait(environment: dict[str, str]) -> None:
+    with serving(environment, "--port", "0") as server:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (20, 20))
+        host, _, port = server.address.rpartition(":")
+        with contextlib.ExitStack() as stack:
+            for _ in range(30):
+                stack.enter_context(socket.create_connection((host, int(port))))
+            assert server.process.stderr is not None
+            while "No connection can be accepted for now: Too many open files" not in (
+                line := server.process.stderr.readline()
+            ):
+                assert line
+        with server.connect() as client:
+            assert client.sync() == []
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -23,14 +23,13 @@ async def connected(
 ) -> AsyncIterator[tuple[ServerStream, socket.socket]]:
     """A stream, and the client's end of it."""
     ours, theirs = socket.socketpair()
-    streams: list[ServerStream] = []
     loop = asyncio.get_running_loop()
-    await loop.create_connection(lambda: ServerStream(streams.append, timeout_s), sock=ours)
+    _, stream = await loop.connect_accepted_socket(lambda: ServerStream(timeout_s), ours)
     theirs.setblocking(False)
     with theirs:
-        yield streams[0], theirs
-        streams[0].transport.abort()
-        await streams[0].close()
+        yield stream, theirs
+        stream.transport.abort()
+        await stream.close()
 
 
 def run(test: Callable[[ServerStream, socket.socket], Coroutine[None, None, T]]) -> T:

@@ -16,6 +16,7 @@ from durus.classic_storage import Storage as ClassicStorage
 from durus.error import (
     CommitOutcomeUnknownError,
     CorruptionError,
+    DurusKeyError,
     ReadOnlyError,
     StorageClosedError,
     StorageError,
@@ -357,6 +358,29 @@ def test_a_direct_commit_between_the_two_steps_is_a_conflict(
     assert a.oids(b"S") == {y}
 
 
+class OvertakenStorage(MemoryStorage):
+    """At the last moment somebody else commits."""
+
+    others: dict[Oid, Record] = {}
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        if self.others:
+            writes, self.others = self.others, {}
+            commit(self, writes)
+        return super().commit(transaction)
+
+
+def test_a_direct_commit_at_the_last_moment_is_a_conflict() -> None:
+    storage = OvertakenStorage()
+    x, y = create(storage, 2)
+    with serving(storage) as address, Client(address) as a:
+        a.oids(b"C")
+        storage.others = {y: make_record("direct")}
+        assert a.finish_commit((x, make_record("a"))) == b"I"
+        assert a.oids(b"S") == {y}
+        assert a.load(x) == ok(x, make_record(0))
+
+
 def test_a_client_that_stalls_between_the_two_steps_holds_nobody_up(
     a: Client, b: Client, storage: MemoryStorage
 ) -> None:
@@ -510,7 +534,9 @@ class SpecialSnapshot(Snapshot):
         return self._usual.load(oid)
 
     def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
-        return ((oid, self.load(oid)) for oid in oids)
+        for oid in oids:
+            with contextlib.suppress(DurusKeyError):
+                yield oid, self.load(oid)
 
     def close(self) -> None:
         self._usual.close()
@@ -631,6 +657,46 @@ def test_while_a_commit_waits_for_the_disk_others_read() -> None:
         storage.may_go_on.set()
         assert read(a.socket, 1) == b"O"
         assert b.oids(b"S") == {ROOT_OID}
+
+
+class LockedStorage(SlowStorage):
+    """While it commits, nobody can load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def commit(self, transaction: Transaction) -> CommitResult:
+        with self.lock:
+            self.wait()
+        return super().commit(transaction)
+
+    def snapshot(self, at: Tid | None = None) -> Snapshot:
+        return SpecialSnapshot(super().snapshot(at), oid(1), self.wait_for_lock)
+
+    def wait_for_lock(self) -> None:
+        with self.lock:
+            pass
+
+
+def test_a_client_that_waits_for_the_storage_holds_no_other_up() -> None:
+    storage = LockedStorage()
+    with (
+        serving(storage) as address,
+        Client(address) as a,
+        Client(address) as b,
+        Client(address) as c,
+    ):
+        a.oids(b"C")
+        a.socket.sendall(transaction((ROOT_OID, make_record(1))))
+        assert storage.started.wait(WAIT_MAX_S)
+        b.socket.sendall(b"L" + oid(1))
+        b.socket.shutdown(socket.SHUT_WR)  # it will get its answer all the same
+        assert c.oids(b"S") == set()
+        assert c.load(ROOT_OID) == b"K"
+        storage.may_go_on.set()
+        assert read(a.socket, 1) == b"O"
+        assert read(b.socket, 1) == b"K"
 
 
 def test_clients_work_during_a_pack(log_lines: LogLines) -> None:
@@ -839,6 +905,16 @@ def test_a_client_that_goes_at_the_same_time_is_closed_too() -> None:
         storage.may_go_on.set()
         assert b.is_ended()
     gc.collect()  # nothing that was left open comes to light
+
+
+def test_a_client_that_comes_at_the_very_end_is_closed_too() -> None:
+    for number in range(30):
+        with serving() as address:
+            for _ in range(number % 4):
+                connected = address.get_connected_socket()
+                assert connected is not None
+                connected.close()
+    gc.collect()
 
 
 def test_a_server_can_be_stopped_before_it_has_begun(storage: MemoryStorage) -> None:

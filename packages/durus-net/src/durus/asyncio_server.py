@@ -36,6 +36,8 @@ DEFAULT_GCBYTES: Final = 0
 COMMIT_BYTES_MAX: Final = 256 << 20
 """The default for the largest transaction that a client may send."""
 
+_ACCEPT_PAUSE_S: Final = 1
+
 
 class StorageServer:
     """Serves a storage to clients of Durus 4.x and 5, by protocol 1.
@@ -104,7 +106,9 @@ class StorageServer:
         self.listen()
         assert self._socket is not None
         try:
-            asyncio.run(self._serve(storage, self._socket))
+            # One that can watch the listening socket; it is the usual one but on Windows.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self._serve(storage, self._socket))
         finally:
             # Not before the storage is closed: when an address is free, so is the database.
             listening, self._socket = self._socket, None
@@ -134,12 +138,10 @@ class StorageServer:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_failure)
         self._stopping = asyncio.Event()
-        hub = Hub(storage, self.gcbytes)
+        self._hub = Hub(storage, self.gcbytes)
         with _signals_caught(loop, self._stop_by_signal):
-            server = await loop.create_server(
-                lambda: ServerStream(lambda stream: self._accept(hub, stream), self.timeout_s),
-                sock=listening.dup(),
-            )
+            listening.setblocking(False)
+            self._accept_from(listening)
             self._loop = loop
             if self._stop_asked:
                 self._stopping.set()
@@ -149,36 +151,56 @@ class StorageServer:
                 await self._stopping.wait()
             finally:
                 self._loop = None
-                server.close()
-                await self._end(hub)
+                loop.remove_reader(listening)
+                await self._end()
 
-    async def _end(self, hub: Hub) -> None:
+    async def _end(self) -> None:
         for stream in self._streams:
             stream.stop()
         await asyncio.gather(*self._tasks)
         try:
-            await hub.close()
+            await self._hub.close()
         finally:
-            # asyncio may just be about to hand over one more connection.
-            await asyncio.gather(
-                *(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True
-            )
             await asyncio.gather(*(stream.close() for stream in self._streams))
 
-    def _accept(self, hub: Hub, stream: ServerStream) -> None:
-        self._streams.add(stream)
-        if self._stopping.is_set():
+    # asyncio.Server is not used: one that is closed loses connections that it has just accepted.
+
+    def _accept_from(self, listening: socket.socket) -> None:
+        if not self._stopping.is_set():
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            connection, peer = listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # too many open files
+            log(40, "No connection can be accepted for now: %s", error.strerror or error)
+            loop.remove_reader(listening)
+            loop.call_later(_ACCEPT_PAUSE_S, self._accept_from, listening)
             return
         self._clients_count += 1
-        name = _name_of_client(self._clients_count, stream.transport.get_extra_info("peername"))
-        task = asyncio.create_task(self._serve_client(hub, stream, name))
+        name = _name_of_client(self._clients_count, peer)
+        task = loop.create_task(self._serve_client(connection, name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve_client(self, hub: Hub, stream: ServerStream, name: str) -> None:
+    async def _serve_client(self, connection: socket.socket, name: str) -> None:
         try:
-            self.address.set_connection_options(stream.transport.get_extra_info("socket"))
-            await self._talk(hub, stream)
+            _, stream = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: ServerStream(self.timeout_s), connection
+            )
+        except OSError as error:
+            log(20, "%s: %s", name, error)
+            connection.close()
+            return
+        self._streams.add(stream)
+        if self._stopping.is_set():
+            stream.stop()
+        try:
+            self.address.set_connection_options(connection)
+            await self._talk(stream)
         except EOFError as end:
             log(10, "%s: %s", name, end)
         except ClientError as error:
@@ -194,7 +216,8 @@ class StorageServer:
             await stream.close()
             self._streams.discard(stream)
 
-    async def _talk(self, hub: Hub, stream: ServerStream) -> None:
+    async def _talk(self, stream: ServerStream) -> None:
+        hub = self._hub
         client = await hub.join()
 
         async def answer(request: Request[Any]) -> object:

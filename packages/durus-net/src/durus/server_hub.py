@@ -115,7 +115,8 @@ class Hub:
         self._view = _View(storage.snapshot())
         self._clients: set[HubClient] = set()
         self._threads = ThreadPoolExecutor(_THREADS_MAX, "durus-server")
-        self._threads_busy = 0
+        self._locks_held = 0
+        """How many threads may hold a lock of the storage, perhaps for as long as a disk takes."""
         self._refreshing = asyncio.Lock()
         self._committing = asyncio.Lock()
         self._listing = asyncio.Lock()
@@ -167,15 +168,16 @@ class Hub:
                 self._start_pack("Pack")
                 return None
             case Compute(function):
-                return await self._in_thread(cast("Callable[[], object]", function))
+                return await self._in_thread(cast(Callable[[], object], function), may_lock=False)
         raise AssertionError(request)
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        self._threads_busy += 1
+    async def _in_thread(self, function: Callable[[], T], *, may_lock: bool = True) -> T:
+        """Call the function in a thread; it may hold a lock of the storage for long, or may not."""
+        self._locks_held += may_lock
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
         finally:
-            self._threads_busy -= 1
+            self._locks_held -= may_lock
 
     # Reading.
 
@@ -184,10 +186,9 @@ class Hub:
         view.users += 1
         try:
             load = partial(self._load, view.snapshot, client.invalid, oids)
-            # A thread in the storage may hold a lock of it, perhaps for as long as a disk takes.
-            if len(oids) == 1 and not self._threads_busy:
+            if len(oids) == 1 and not self._locks_held:
                 return load()
-            return await self._in_thread(load)
+            return await self._in_thread(load, may_lock=False)
         finally:
             view.release()
 
@@ -287,7 +288,7 @@ class Hub:
                 client.invalid = set()  # from this view on
                 client.tid = view.snapshot.tid
                 try:
-                    return await self._in_thread(partial(_list_oids, view.snapshot))
+                    return await self._in_thread(partial(_list_oids, view.snapshot), may_lock=False)
                 except ReadConflictError:
                     await self._refresh()
                 finally:

@@ -24,13 +24,9 @@ _LAST_WAIT_S: Final = 1
 
 
 class ServerStream(asyncio.Protocol):
-    """The stream of a connection that was accepted, for one task.
+    """The stream of a connection that was accepted, for one task."""
 
-    on_connect is called with it when it can be used.
-    """
-
-    def __init__(self, on_connect: Callable[["ServerStream"], None], timeout_s: float) -> None:
-        self._on_connect = on_connect
+    def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
@@ -45,7 +41,6 @@ class ServerStream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        self._on_connect(self)
 
     def data_received(self, content: bytes) -> None:
         self._buffer += content
