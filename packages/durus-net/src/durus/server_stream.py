@@ -42,8 +42,8 @@ class ServerStream(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
-    def data_received(self, content: bytes) -> None:
-        self._buffer += content
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
         if self._is_reading and len(self._buffer) >= self._wanted + _READ_AHEAD_MAX_BYTES:
             self.transport.pause_reading()
             self._is_reading = False
@@ -54,9 +54,9 @@ class ServerStream(asyncio.Protocol):
         self._wake()
         return True  # keep it open: what was asked for before is still answered
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._has_ended = self._is_lost = True
-        self._failure = error
+        self._failure = exc
         self._wake()
 
     def pause_writing(self) -> None:
