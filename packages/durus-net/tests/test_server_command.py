@@ -142,7 +142,7 @@ def test_a_server_is_stopped_by_its_address(environment: dict[str, str], tmp_pat
         assert server.finish()[0] == 0
         assert not path.exists()
     again = run(environment, "--stop", "--address", path)
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert again.stderr == f"python -m durus.storage_server: {path}: no server is running there\n"
 
 
@@ -256,7 +256,7 @@ def test_a_port_that_is_in_use_is_named(environment: dict[str, str]) -> None:
         port = taken.getsockname()[1]
         options = ["--storage-class", "app_storage.Storage", "--port", str(port)]
         finished = run(environment, *options)
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert f"127.0.0.1:{port}: cannot listen there: Address already in use\n" in finished.stderr
 
 
@@ -269,7 +269,7 @@ def test_without_durus_storage_it_says_what_to_install() -> None:
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert finished.stderr == (
         "durus serve: the storage class durus.file_storage.FileStorage is not installed: "
         "python -m pip install durus-storage\n"
@@ -378,5 +378,5 @@ def test_the_name_of_the_program_is_the_callers(capsys: pytest.CaptureFixture[st
         main(["--help"], prog="durus serve")
     assert end.value.code == 0
     assert "usage: durus serve" in capsys.readouterr().out
-    assert main(["--stop", "--address", "/missing"], prog="durus serve") == 1
+    assert main(["--stop", "--address", "/missing"], prog="durus serve") == 2
     assert capsys.readouterr().err == "durus serve: /missing: no server is running there\n"

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, TextIO
 from durus.asyncio_server import COMMIT_BYTES_MAX, DEFAULT_GCBYTES, StorageServer
 from durus.classic import as_storage
 from durus.classic_storage import Storage as ClassicStorage
-from durus.error import DurusError, ServerLostError, StorageError
+from durus.error import CorruptionError, DurusError, ServerLostError, StorageError
 from durus.interfaces import Storage
 from durus.logger import direct_output, log, logger
 from durus.protocol1 import QUIT
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m durus.storage_
         return _run(options)
     except (DurusError, OSError, ValueError) as error:
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, CorruptionError) else 2
     except KeyboardInterrupt:  # before the server heeds it
         return 130
 
