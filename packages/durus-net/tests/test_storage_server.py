@@ -331,6 +331,14 @@ def test_objects_may_be_copied_with_their_oids(a: Client) -> None:
     assert a.new_oid() not in dict(writes)
 
 
+def test_a_copy_must_leave_room_for_other_oids(a: Client, b: Client) -> None:
+    """The next ones are larger than the largest that there is."""
+    a.oids(b"C")
+    a.socket.sendall(transaction((oid(2**48 - 1), make_record(0))))
+    assert a.is_ended()
+    assert int.from_bytes(b.new_oid()) < 2**40
+
+
 # Commits have two steps.
 
 

@@ -525,6 +525,32 @@ def test_a_storage_that_says_it_is_readonly_is_never_written(
     assert value_at(adapter.snapshot(), a) == 0
 
 
+class BusyServer(SharedStorage):
+    """Somebody commits between the two steps of every commit."""
+
+    is_remote = True
+    somebody: Callable[[], object] | None = None
+
+    def end(self, handle_invalidations: Callable[[Sequence[bytes]], object] | None = None) -> None:
+        if self.somebody is None:
+            super().end(handle_invalidations)
+            return
+        self.somebody()
+        raise WriteConflictError()
+
+
+def test_a_conflict_on_a_server_is_one_even_if_a_reference_dangles_by_now() -> None:
+    shared = BusyServer()
+    adapter = ClassicAdapter(shared)
+    a, b = create(adapter, 2)
+    shared.somebody = lambda: shared.change_elsewhere(b, None)
+    with pytest.raises(WriteConflictError):
+        commit(adapter, {a: make_record(1, [b])})
+    shared.somebody = list
+    with pytest.raises(DanglingReferenceError):
+        commit(adapter, {a: make_record(1, [b])})
+
+
 def test_an_outcome_that_the_storage_does_not_know_gets_the_id_of_the_transaction(
     adapter: ClassicAdapter, shared: SharedStorage
 ) -> None:

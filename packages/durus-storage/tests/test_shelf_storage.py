@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from durus.connection import Connection
-from durus.error import DurusKeyError
+from durus.error import CorruptionError, DurusKeyError
 from durus.interfaces import ROOT_OID, Oid
 from durus.persistent import Persistent
 from durus.record import record_to_classic
@@ -165,3 +165,14 @@ def test_connections_use_it_as_any_other_storage(path: Path) -> None:
     with ShelfStorage(path) as storage:
         assert [storage.new_oid() for _ in removed] == removed[::-1]
         assert storage.new_oid() == name(11)
+
+
+def test_a_reference_to_a_huge_oid_takes_no_memory(tmp_path: Path) -> None:
+    """As a flipped bit makes one."""
+    with closing(ShelfStorage(tmp_path / "file")) as storage:
+        root, huge = Oid(storage.new_oid()), Oid((2**47).to_bytes(8))
+        storage.begin()
+        storage.store(root, record_to_classic(root, make_record(0, [huge])))
+        storage.end()
+        with pytest.raises(CorruptionError, match=str(2**47)):
+            storage.pack()

@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m durus.storage_
     options = _make_parser(prog).parse_args(argv)
     try:
         return _run(options)
-    except (DurusError, OSError, ValueError) as error:
+    except (DurusError, OSError, ValueError, OverflowError) as error:  # overflow: of the port
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, CorruptionError) else 2
     except KeyboardInterrupt:  # before the server heeds it

@@ -10,13 +10,17 @@ from collections.abc import Mapping, Set
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from durus.error import StorageError, WriteConflictError
+from durus.error import StorageError, WriteConflictError, format_oid
 from durus.interfaces import Oid, Record, Snapshot, Storage, Tid, Transaction
 from durus.oid_set import OidSet
+from durus.server_requests import ClientError
 
-__all__ = ["Stored", "store"]
+__all__ = ["CREATED_OID_MAX", "Stored", "store"]
 
 _ATTEMPTS_MAX: Final = 10
+
+CREATED_OID_MAX: Final = 2**40
+"""Oids go on from the largest that there is.  One that nobody has handed out must leave room."""
 
 _EVERYTHING: Final = OidSet()
 _EVERYTHING.add_everything()
@@ -41,7 +45,7 @@ def store(
     is not there is created as well: a client of 4.x may copy objects with their oids, or change
     one that a pack has removed.
 
-    Raises what `Storage.commit` raises.
+    Raises what `Storage.commit` raises, and ClientError.
     """
     for _ in range(_ATTEMPTS_MAX):
         with closing(storage.snapshot()) as snapshot:
@@ -50,6 +54,11 @@ def store(
                 raise WriteConflictError(sorted(conflicts))
             rest = writes.keys() - handed_out
             created = writes.keys() - {oid for oid, _ in snapshot.load_many(rest)}
+        for oid in created - handed_out:
+            if int.from_bytes(oid) > CREATED_OID_MAX:
+                raise ClientError(
+                    f"it creates object {format_oid(oid)}, the oid of which nobody has handed out"
+                )
         transaction = Transaction(
             id=int.from_bytes(os.urandom(8)),
             snapshot_tid=snapshot.tid,

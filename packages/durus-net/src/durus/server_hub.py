@@ -32,7 +32,6 @@ from durus.error import (
 from durus.interfaces import (
     CHANGES_MAX,
     NO_TID,
-    OID_LIMIT,
     ROOT_OID,
     Oid,
     PackableStorage,
@@ -42,7 +41,7 @@ from durus.interfaces import (
     Tid,
 )
 from durus.logger import log
-from durus.server_commit import Stored, store
+from durus.server_commit import CREATED_OID_MAX, Stored, store
 from durus.server_requests import (
     OIDS_MAX,
     ClientError,
@@ -350,7 +349,7 @@ class Hub:
     async def _hand_out(self, client: HubClient, count: int) -> Sequence[Oid]:
         if self._storage.readonly:
             # It reserves none, and protocol 1 has no way to say so before the commit.
-            first = OID_LIMIT // 2
+            first = CREATED_OID_MAX // 2
             return [Oid(number.to_bytes(8)) for number in range(first, first + count)]
         if len(client.unused_oids) + count > OIDS_MAX:
             raise ClientError(f"it took more than {OIDS_MAX:,} oids without using them")

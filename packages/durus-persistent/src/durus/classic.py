@@ -381,8 +381,10 @@ class ClassicAdapter:
     def _find_dangling_now(
         self, writes: Mapping[Oid, Record], created: frozenset[Oid]
     ) -> list[Oid]:
-        """Why a server may have refused a transaction, if that can be found out."""
+        """Why a server has refused a transaction, if it is not that somebody has committed."""
         try:
+            if self._sync():
+                return []
             return sorted(self._find_absent(writes, created)[1])
         except (DurusError, OSError):
             return []

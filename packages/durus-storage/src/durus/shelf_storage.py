@@ -129,8 +129,10 @@ class ShelfStorage(ClassicFileStorage):
             oid = heapq.heappop(todo)
             if str_to_int8(oid) in seen:
                 continue
-            seen.add(str_to_int8(oid))
             record = self.load(oid)
+            seen.add(
+                str_to_int8(oid)
+            )  # now: it takes memory up to the largest, which may not exist
             for ref in split_oids(unpack_record(record)[2]):
                 if str_to_int8(ref) not in seen:
                     heapq.heappush(todo, ref)

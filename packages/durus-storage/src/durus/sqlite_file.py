@@ -119,7 +119,9 @@ def number_of(oid: Oid) -> int:
 
 
 def oid_of(number: int) -> Oid:
-    """The inverse of `number_of`."""
+    """The inverse of `number_of`; CorruptionError when a damaged file has something else there."""
+    if type(number) is not int:
+        raise CorruptionError("SQLite", None, f"{number!r} stands where an oid should be")
     return Oid(number.to_bytes(8, signed=True))
 
 
@@ -129,7 +131,9 @@ def signed(id: int) -> int:
 
 
 def unsigned(id: int) -> int:
-    """The inverse of `signed`."""
+    """The inverse of `signed`; CorruptionError when a damaged file has something else there."""
+    if type(id) is not int:
+        raise CorruptionError("SQLite", None, f"{id!r} stands where a transaction's id should be")
     return id % 2**64
 
 

@@ -88,7 +88,10 @@ def open_existing(
         make_storage = import_class(storage_class)
     except (ImportError, AttributeError, ValueError) as error:
         raise CommandError(f"--storage-class {storage_class}: {error}") from error
-    storage: ClassicStorage = make_storage(path, readonly=readonly, repair=repair)
+    try:
+        storage: ClassicStorage = make_storage(path, readonly=readonly, repair=repair)
+    except TypeError as error:
+        raise CommandError(f"--storage-class {storage_class}: {error}") from error
     return storage
 
 
