@@ -362,6 +362,9 @@ def test_the_console_completes_names_and_keeps_a_history(desk: Desk) -> None:
     console.read_until(">>> ")
     console.type("print('typed', connec\t.get_cache_size())\n")
     assert "typed 10000" in console.read_until("10000\r\n")
+    console.read_until(">>> ")  # before that, Python notices Ctrl-C at the next key only
+    console.type(CTRL_C)
+    console.read_until("KeyboardInterrupt")  # and the console goes on
     console.read_until(">>> ")
     console.type(CTRL_D)
     assert console.wait() == 0
