@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from os import PathLike
-from typing import Final, Self, cast
+from typing import Self, cast
 
 from durus.error import (
     DurusKeyError,
@@ -49,14 +49,12 @@ from durus.log_open import explain_failure, make_missing_file, open_log_file
 from durus.log_pack import read_transactions, write_packed
 from durus.log_transfer import adopt_abandoned_tail
 from durus.log_validation import find_changes, validate
+from durus.oid_batches import OidBatches
 from durus.record import record_to_classic, split_oids
 from durus.storage import ClassicCalls
 from durus.utils import RandomAccessFile
 
 __all__ = ["FileStorage", "TempFileStorage", "open_log"]
-
-_OID_BATCH_MIN: Final = 64
-_OID_BATCH_MAX: Final = 1024
 
 
 class _FileSnapshot:
@@ -169,8 +167,7 @@ class FileStorage(ClassicCalls):
         self._last_tid = NO_TID
         """What `tid` says after close()."""
         self._directory_synced = False
-        self._spare_oids = range(0)
-        self._oid_batch = _OID_BATCH_MIN
+        self._oids = OidBatches()
 
     def _open(self) -> Log:
         try:
@@ -408,27 +405,16 @@ class FileStorage(ClassicCalls):
     def reserve_oids(self, count: int) -> Sequence[Oid]:
         if count < 1:
             raise ValueError(f"{count} oids cannot be reserved")
-        oids: list[Oid] = []
         with self._lock:
             log = self._check_writable()
-            while len(oids) < count:
-                missing = count - len(oids)
-                if not self._spare_oids:
-                    with self._writing("no oids could be reserved"):
-                        self._reserve_batch(missing)
-                taken, self._spare_oids = self._spare_oids[:missing], self._spare_oids[missing:]
-                found = (Oid(number.to_bytes(8)) for number in taken)
-                # A commit may create an oid that was not handed out to it, such as the root's.
-                oids += [oid for oid in found if oid not in log.index]
-        return oids
+            return self._oids.take(count, self._reserve, log.index.__contains__)
 
-    def _reserve_batch(self, count: int) -> None:
-        log = self._prepare_to_append()
-        first = log.next_oid
-        stop = first + max(count, self._oid_batch)
-        log.append_reservation(stop)
-        self._spare_oids = range(first, stop)
-        self._oid_batch = min(2 * self._oid_batch, _OID_BATCH_MAX)
+    def _reserve(self, count: int) -> range:
+        with self._writing("no oids could be reserved"):
+            log = self._prepare_to_append()
+            first = log.next_oid
+            log.append_reservation(first + count)
+            return range(first, first + count)
 
     def pack(self) -> None:
         """Forget history, and the objects that cannot be reached from the root.

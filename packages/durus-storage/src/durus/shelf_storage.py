@@ -130,9 +130,8 @@ class ShelfStorage(ClassicFileStorage):
             if str_to_int8(oid) in seen:
                 continue
             record = self.load(oid)
-            seen.add(
-                str_to_int8(oid)
-            )  # now: it takes memory up to the largest, which may not exist
+            # Not before: it takes a bit for each number up to the largest, which may not exist.
+            seen.add(str_to_int8(oid))
             for ref in split_oids(unpack_record(record)[2]):
                 if str_to_int8(ref) not in seen:
                     heapq.heappush(todo, ref)

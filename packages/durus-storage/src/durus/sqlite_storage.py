@@ -38,6 +38,7 @@ from durus.interfaces import (
     Transaction,
     check_created,
 )
+from durus.oid_batches import OidBatches
 from durus.record import record_to_classic, split_oids
 from durus.sqlite_copy import make_missing_sqlite_file, read_sqlite, write_sqlite
 from durus.sqlite_file import (
@@ -45,7 +46,6 @@ from durus.sqlite_file import (
     TIMEOUT_S,
     Meta,
     SqliteFile,
-    oid_of,
     open_sqlite_file,
     signed,
 )
@@ -63,8 +63,6 @@ __all__ = [
     "write_sqlite",
 ]
 
-_OID_BATCH_MIN: Final = 64
-_OID_BATCH_MAX: Final = 1024
 _TID_MAX: Final = 2**63 - 1
 """The largest that SQLite can hold."""
 
@@ -118,8 +116,7 @@ class SqliteStorage(ClassicCalls):
         self._in_doubt = False
         """A COMMIT has failed, and may yet come true after a crash."""
         self._log_size_max = LOG_SIZE_MAX
-        self._spare_oids = range(0)
-        self._oid_batch = _OID_BATCH_MIN
+        self._oids = OidBatches()
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._path!r})"
@@ -318,25 +315,15 @@ class SqliteStorage(ClassicCalls):
         if count < 1:
             raise ValueError(f"{count} oids cannot be reserved")
         self._check_writable()
-        oids: list[Oid] = []
         with self._file.lock:
-            while len(oids) < count:
-                missing = count - len(oids)
-                if not self._spare_oids:
-                    self._reserve_batch(missing)
-                taken, self._spare_oids = self._spare_oids[:missing], self._spare_oids[missing:]
-                # A commit may create an oid that was not handed out to it, such as the root's.
-                oids += [oid for oid in map(oid_of, taken) if not self._file.exists(oid)]
-        return oids
+            return self._oids.take(count, self._reserve, self._file.exists)
 
-    def _reserve_batch(self, count: int) -> None:
+    def _reserve(self, count: int) -> range:
         with self._writing() as file:
             first = file.read_meta().next_oid
-            stop = first + max(count, self._oid_batch)
-            file.run("UPDATE meta SET next_oid = ?", stop)
+            file.run("UPDATE meta SET next_oid = ?", first + count)
             file.run("COMMIT")
-        self._spare_oids = range(first, stop)
-        self._oid_batch = min(2 * self._oid_batch, _OID_BATCH_MAX)
+            return range(first, first + count)
 
     def pack(self) -> None:
         """Forget history, and the objects that cannot be reached from the root.
