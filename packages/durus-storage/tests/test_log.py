@@ -7,9 +7,10 @@ import pytest
 
 from durus.error import CorruptionError, UnsupportedFormatError
 from durus.file_storage import FileStorage
+from durus.file_system import OperatingSystem
+from durus.growing_log import GrowingLog
 from durus.interfaces import NO_TID, ROOT_OID, Record, Tid
-from durus.log import Log
-from durus.log_file import LogFile, OperatingSystem
+from durus.log_file import LogFile
 from durus.log_format import (
     FileHeader,
     LoggedTransaction,
@@ -66,10 +67,12 @@ class FileInParts:
     def add_mark(self, tid: int, flags: int = 0) -> None:
         self.append(encode_mark(FILE_ID, Mark(self.size, Tid(tid), flags)))
 
-    def open(self, recent: RecentChanges | None = None, *, scan: bool = True) -> Log:
+    def open(self, recent: RecentChanges | None = None, *, scan: bool = True) -> GrowingLog:
         system = OperatingSystem()
         path = str(self.path)
-        return Log(LogFile(system, path, system.open(path, writable=True)), recent, scan=scan)
+        return GrowingLog(
+            LogFile(system, path, system.open(path, writable=True)), recent, scan=scan
+        )
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def file(tmp_path: Path) -> FileInParts:
     return FileInParts(tmp_path / "file")
 
 
-def visible(log: Log) -> list[int]:
+def visible(log: GrowingLog) -> list[int]:
     return [head.tid for head in log.walk_back()]
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from durus.error import CommitOutcomeUnknownError, DurusKeyError, StorageError
 from durus.file_storage import FileStorage
+from durus.file_system import FileStatus, OperatingSystem
 from durus.interfaces import ROOT_OID, Oid
-from durus.log_file import FileStatus, OperatingSystem
 from durus.log_format import MARK_SIZE, RESERVATION_SIZE
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record, make_transaction, value_of

@@ -1,6 +1,7 @@
 """A whole log as a stream of transactions, and back: nothing is lost, and nothing is half there."""
 
 import errno
+import fcntl
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,8 +19,8 @@ from durus.error import (
 )
 from durus.file_format import StoredDatabase, StoredTransaction
 from durus.file_storage import FileStorage
+from durus.file_system import OperatingSystem
 from durus.interfaces import NO_TID, OID_LIMIT, ROOT_OID, Oid, Record, Tid
-from durus.log_file import OperatingSystem
 from durus.log_format import MARK_TAG
 from durus.log_transfer import read_log, write_log
 from durus.log_verify import verify_file
@@ -113,8 +114,10 @@ def test_reading_adopts_a_commit_whose_mark_a_crash_has_prevented(tmp_path: Path
     with closing(FileStorage(path)) as storage:
         (a,) = create(storage, 1)
         commit(storage, {a: make_record("unmarked")})
-        path.write_bytes(path.read_bytes()[:-44])
-        assert len(read_all(path)) == 2  # the storage might be about to mark it
+    path.write_bytes(path.read_bytes()[:-44])
+    with path.open("rb") as committer:
+        fcntl.flock(committer, fcntl.LOCK_EX)
+        assert len(read_all(path)) == 2  # it might be about to mark it
     assert [value_of(record) for _, record in read_all(path)[-1][1]] == ["unmarked"]
 
 

@@ -20,6 +20,7 @@ Each says what happened, to which object or where in which file, and what to do 
         ServerLostError                its server does not answer any more
         ReadOnlyError                  it was opened read-only
         StorageLockedError             another process has it
+        DatabaseReplacedError          another file took its place while it was open
         StorageOpenError               it cannot be opened; the file is left as it was
           NotADatabaseError              the file is something else
           UnsupportedFormatError         the file was written by a newer release
@@ -44,6 +45,7 @@ __all__ = [
     "ConflictError",
     "CorruptionError",
     "DanglingReferenceError",
+    "DatabaseReplacedError",
     "DurusError",
     "DurusKeyError",
     "EmptyTreeError",
@@ -197,7 +199,11 @@ class ReadOnlyError(StorageError, AssertionError):
 
 
 class StorageLockedError(StorageError, OSError):
-    """Another process has the file open for writing."""
+    """Somebody else has the file locked, and has not given it up in time."""
+
+
+class DatabaseReplacedError(StorageError):
+    """Another file has taken the place of the database while it was open, or none has."""
 
 
 class StorageOpenError(StorageError, OSError):

@@ -22,7 +22,7 @@ from durus.error import (
     StorageOpenError,
 )
 from durus.file import File
-from durus.log_file import OperatingSystem
+from durus.file_system import OperatingSystem
 from durus.log_open import explain_failure
 from durus.logger import log
 from durus.utils import RandomAccessFile, ShortRead

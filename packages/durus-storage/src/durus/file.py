@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any, BinaryIO, Final, cast
 
 from durus.error import ReadOnlyError, StorageLockedError, StorageOpenError
-from durus.log_file import OperatingSystem
+from durus.file_system import OperatingSystem
 
 __all__ = ["File"]
 
@@ -109,9 +109,7 @@ class File:
             raise ReadOnlyError(f"{self._name} is open read-only")
         if not _SYSTEM.lock(self.file.fileno()):
             holder = _SYSTEM.lock_holder(self.file.fileno())
-            who = "another process" if holder is None else f"process {holder}"
-            if holder == os.getpid():
-                who = "this process"
+            who = "another process" if holder is None else str(holder)
             raise StorageLockedError(
                 f"{self._name}: {who} has the file open for writing; close it there first, or open "
                 "it here with readonly=True"

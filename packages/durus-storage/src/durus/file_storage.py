@@ -2,10 +2,9 @@
 
 For a file of another format it gives the storage of that format, as in Durus 4.x.
 
-A log's serves any number of connections and threads of one process, which holds the file's lock
-while it has the file open for writing; other processes may read.  Invariants: one lock guards the
-log's growth, and no user code runs under it; a snapshot reads the log that it was opened on,
-whatever becomes of the file.
+A log's serves any number of connections and threads, and any number of processes may have a storage
+of the same file.  Invariants: no user code runs under a lock; a snapshot reads the log that it was
+opened on, whatever becomes of the file.
 """
 
 import contextlib
@@ -14,22 +13,24 @@ import os
 import secrets
 import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from os import PathLike
-from typing import Self, cast
+from typing import Any, Literal, Self, cast
 
 from durus.error import (
+    ConflictError,
     DurusKeyError,
     HistoryUnavailableError,
-    ReadOnlyError,
     StorageClosedError,
     StorageError,
-    UnsupportedFormatError,
 )
 from durus.file_format import choose_format, recognise, recognise_start
+from durus.file_system import OperatingSystem, System
+from durus.group_commit import GroupCommit, PendingCommit
+from durus.growing_log import GrowingLog
 from durus.interfaces import (
     NO_TID,
     ROOT_OID,
@@ -40,21 +41,22 @@ from durus.interfaces import (
     Snapshot,
     Tid,
     Transaction,
-    check_created,
 )
 from durus.log import Log
-from durus.log_file import LogFile, OperatingSystem, System
-from durus.log_format import encode_record, encode_transaction
-from durus.log_open import explain_failure, make_missing_file, open_log_file
+from durus.log_batch import Batch, PreparedTransaction, find_changes
+from durus.log_file import LogFile
+from durus.log_open import make_missing_file
 from durus.log_pack import read_transactions, write_packed
-from durus.log_transfer import adopt_abandoned_tail
-from durus.log_validation import find_changes, validate
 from durus.oid_batches import OidBatches
-from durus.record import record_to_classic, split_oids
+from durus.record import record_to_classic
+from durus.shared_log import CommitStatistics, SharedLog
 from durus.storage import ClassicCalls
 from durus.utils import RandomAccessFile
 
 __all__ = ["FileStorage", "TempFileStorage", "open_log"]
+
+_CLOSE_CHECKPOINT_SIZE = 1000
+"""As `CHECKPOINT_SIZE`, when a storage is closed."""
 
 
 class _FileSnapshot:
@@ -82,10 +84,10 @@ class _FileSnapshot:
 
     def load_all(self) -> Iterator[tuple[Oid, Revision]]:
         """Every object, whether it can be reached from the root or not."""
-        return self.load_many(self._open_log().index.oids())
+        return self.load_many(self._open_log().oids())
 
     def _open_log(self) -> Log:
-        self._storage._check_open()
+        self._storage._shared.check_open()
         if self._log is None:
             raise StorageClosedError("the snapshot is closed")
         return self._log
@@ -109,7 +111,7 @@ class FileStorage(ClassicCalls):
         *,
         create: bool = True,
         format: str = "log",
-        system: System | None = None,
+        **options: Any,
     ) -> Self:
         found = "log"
         if cls is FileStorage and filename is not None:
@@ -135,63 +137,64 @@ class FileStorage(ClassicCalls):
         *,
         create: bool = True,
         format: str = "log",
+        durability: Literal["full", "none"] = "full",
+        lock_timeout_s: float = 10.0,
+        mmap: bool = True,
         system: System | None = None,
     ) -> None:
         """Open a file, and make it if it is not there.
 
         filename: None for a temporary file, which is removed when the storage is closed.
-        readonly: take no lock, and see what another process commits.
+        readonly: write nothing.
         repair: accepted for programs written for Durus 4.x; a log never needs it.
         create: whether a file that is not there is made (never when readonly).
-        format: of the file, if it is made: log, shelf, dfs20 or sqlite.
+        format: of the file, if it is made: log, shelf, dfs20 or sqlite.  What follows is for logs.
+        durability: "full": what was committed survives a power cut; "none": the last transactions
+            may be lost to one, as if they had never been; commits do not wait for the disk.
+        lock_timeout_s: the seconds that a commit waits for those of other processes.
+        mmap: whether to read through a map of the file: faster, but an error of the disk, or a file
+            that somebody truncates, is then the end of the process (SIGBUS).
         system: another operating system, for tests.
 
-        Raises StorageLockedError while another process has the file open for writing,
-        StorageOpenError (for what the operating system refuses also an OSError) and
-        CorruptionError.  A file that is there is left as it is.
+        Raises StorageOpenError (for what the operating system refuses also an OSError) and
+        CorruptionError; on a network file system StorageLockedError while another process has it
+        open.  A file that is there is left as it is.
         """
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
+        if durability not in ("full", "none"):
+            raise ValueError(f"durability is 'full' or 'none', not {durability!r}")
+        self._durable = durability == "full"
         self._system = OperatingSystem() if system is None else system
-        self._readonly = readonly
         if filename is None:
             folder = tempfile.gettempdir()
-            filename = os.path.join(folder, f"durus-{secrets.token_hex(8)}.durus")
+            path = os.path.join(folder, f"durus-{secrets.token_hex(8)}.durus")
             self._remove = weakref.finalize(
-                self, _remove_temporary, self._system, filename, self._pid
+                self, _remove_temporary, self._system, path, os.getpid()
             )
-        self._path = os.path.abspath(filename)
+        else:
+            path = os.path.abspath(filename)
         if create and not readonly:
-            make_missing_file(self._system, self._path)
-        self._log: Log | None = self._open()
-        self._last_tid = NO_TID
-        """What `tid` says after close()."""
-        self._directory_synced = False
+            make_missing_file(self._system, path)
+        self._shared = SharedLog(
+            self._system,
+            path,
+            readonly=readonly,
+            use_map=mmap,
+            use_index=filename is not None,
+            lock_timeout_s=lock_timeout_s,
+        )
+        self._commits = GroupCommit(self._commit_group)
         self._oids = OidBatches()
+        self._oids_lock = threading.Lock()
+        _storages.add(self)
+        log = self._catch_up()  # a crash may have left something that nobody has marked
+        if not readonly:
+            self._shared.check_features(log)
 
-    def _open(self) -> Log:
-        try:
-            file = open_log_file(self._system, self._path, readonly=self._readonly)
-            try:
-                log = Log(file)
-                if not self._readonly:
-                    log.adopt_tail()
-                unknown = log.features_read_only
-                if unknown and not self._readonly:
-                    raise UnsupportedFormatError(
-                        self._path,
-                        f"only a newer release of durus-storage can write to it (features "
-                        f"{unknown:#x}); readonly=True opens it",
-                    )
-            except BaseException:
-                if not self._readonly:
-                    file.unlock()  # now: the traceback of the error keeps the file open for long
-                raise
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise explain_failure(self._path, error) from error
-        return log
+    def _begin_in_child(self) -> None:
+        self._shared.begin_in_child()
+        self._commits = GroupCommit(self._commit_group)
+        self._oids = OidBatches()  # those at hand are the parent's
+        self._oids_lock = threading.Lock()
 
     @classmethod
     def has_format(cls, file: str | PathLike[str] | RandomAccessFile) -> bool:
@@ -205,95 +208,57 @@ class FileStorage(ClassicCalls):
         return recognise_start(file.read(16)) is not None
 
     def __str__(self) -> str:
-        return f"{type(self).__name__}({self._path!r})"
+        return f"{type(self).__name__}({self._shared.path!r})"
 
     def get_filename(self) -> str:
         """The absolute path of the file."""
-        return self._path
+        return self._shared.path
 
     @property
     def readonly(self) -> bool:
-        return self._readonly
+        return self._shared.readonly
 
     @property
     def tid(self) -> Tid:
-        log = self._log
-        return self._last_tid if log is None else log.tid
+        return self._shared.tid
+
+    @property
+    def statistics(self) -> CommitStatistics:
+        """What this process did since it opened the file."""
+        return replace(self._shared.statistics)
 
     def close(self) -> None:
-        """Give the lock up; open snapshots end, too.  A temporary file is removed."""
-        with self._lock:
-            log, self._log = self._log, None
-            self._last_tid = self.tid if log is None else log.tid
-            # A forked child has the same lock: unlocking there would take it from the parent.
-            if log is not None and not self._readonly and os.getpid() == self._pid:
-                log.file.unlock()
+        """Close the file; open snapshots end, too.  A temporary file is removed."""
+        with self._commits.exclude():
+            self._shared.checkpoint(at_least=_CLOSE_CHECKPOINT_SIZE)
+            self._shared.close()
         if hasattr(self, "_remove"):
             self._remove()
 
-    def _check_open(self) -> Log:
-        log = self._log
-        if log is None:
-            raise StorageClosedError(f"{self} is closed")
-        if os.getpid() != self._pid:
-            raise StorageError(
-                f"{self} was opened by process {self._pid} before it forked this one; open the "
-                "file in the process that uses it"
-            )
-        return log
-
-    def _check_writable(self) -> Log:
-        log = self._check_open()
-        if self._readonly:
-            raise ReadOnlyError(f"{self} is open read-only")
-        return log
-
     # Reading
 
-    def _catch_up(self) -> Log:
-        """The log, with what others have committed.  The lock is held."""
-        log = self._check_open()
-        try:
-            if self._readonly and not self._is_in_place(log):
-                log = self._log = self._reopen(log)
-            log.catch_up()
-            if self._readonly:
-                adopt_abandoned_tail(log)
-        except OSError as error:
-            raise StorageError(f"{self._path} cannot be read: {error}") from error
-        return log
-
-    def _is_in_place(self, log: Log) -> bool:
-        """Whether the path still names the file that is open."""
-        return self._system.path_status(self._path).identity == log.file.status().identity
-
-    def _reopen(self, log: Log) -> Log:
-        """The file that is now in the place of this log: another process has packed it."""
-        packed = self._open()
-        if packed.header.database_id != log.header.database_id or packed.tid < log.tid:
-            raise StorageError(
-                f"{self._path} was replaced by another database while it was open; open it anew"
-            )
-        return packed
+    def _catch_up(self) -> GrowingLog:
+        """The log, with what others have committed."""
+        with self._commits.exclude_now() as is_alone:
+            if is_alone:
+                return self._shared.catch_up(is_alone=True)
+        return self._shared.catch_up()
 
     def snapshot(self, at: Tid | None = None) -> Snapshot:
-        with self._lock:
-            log = self._catch_up()
-            newest = log.tid
+        log = self._catch_up()
+        newest = log.tid
         if at is None or at >= newest:
             return _FileSnapshot(self, log, newest)
         if at < log.header.horizon:
             raise HistoryUnavailableError(
-                f"{self._path}: there is no snapshot at tid {at}: what was before tid "
+                f"{log.path}: there is no snapshot at tid {at}: what was before tid "
                 f"{log.header.horizon} has been packed away"
             )
         tids = (head.tid for head in log.walk_back() if head.tid <= at)
         return _FileSnapshot(self, log, next(tids, NO_TID))
 
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
-        with self._lock:
-            log = self._check_open()
-            return find_changes(log, since, until)
+        return find_changes(self._shared.current(), since, until)
 
     def transactions(
         self, start: Tid | None = None, stop: Tid | None = None
@@ -303,16 +268,13 @@ class FileStorage(ClassicCalls):
         After a pack those that it kept: all that wrote the newest revision of an object, and the
         last 1,000; with the oids whose records are still there, of which there may be none.
         """
-        with self._lock:
-            log = self._catch_up()
         return (
             CommittedTransaction(t.tid, t.head.id, t.head.time_ns, t.user, t.note, t.oids)
-            for t in read_transactions(log, start, stop)
+            for t in read_transactions(self._catch_up(), start, stop)
         )
 
     def revisions(self, oid: Oid) -> Iterator[Revision]:
-        with self._lock:
-            log = self._catch_up()
+        log = self._catch_up()
         found = log.revisions(oid, log.tid)
         newest = next(found, None)
         if newest is None:
@@ -327,11 +289,12 @@ class FileStorage(ClassicCalls):
         After a CommitOutcomeUnknownError this settles the matter, for good: StorageError when
         the file still does not let that be done.
         """
-        with self._lock:
-            log = self._catch_up()
-            if not self._readonly:
-                with self._writing("the end of the log could not be settled"):
-                    log.settle_tail()
+        if self.readonly:
+            log: Log = self._catch_up()
+        else:
+            failure = "the end of the log could not be settled"
+            with self._commits.exclude(), self._shared.locked(failure) as settled:
+                log = settled
         return next((head.tid for head in log.walk_back() if head.id == transaction_id), None)
 
     def gen_oid_record(
@@ -351,70 +314,45 @@ class FileStorage(ClassicCalls):
 
     # Writing
 
-    @contextlib.contextmanager
-    def _writing(self, failure: str) -> Iterator[None]:
-        """Nothing that was asked for happens when the operating system fails in here."""
-        try:
-            yield
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(f"{self._path}: {failure}: {error}") from error
-
-    def _prepare_to_append(self) -> Log:
-        """The log, ready to be appended to.  The lock is held; OSError."""
-        log = self._check_writable()
-        if not self._is_in_place(log):
-            raise StorageError(
-                f"{self._path} was replaced while it was open; nothing was written.  Open it anew"
-            )
-        log.settle_tail()
-        if not self._directory_synced:
-            # Else a power cut could take the file's name away, and all commits with it.
-            self._system.sync_directory(os.path.dirname(os.path.realpath(self._path)))
-            self._directory_synced = True
-        return log
-
     def commit(self, transaction: Transaction) -> CommitResult:
-        if not transaction.writes:
-            raise ValueError("a transaction that writes nothing cannot be committed")
-        check_created(transaction.created)
-        writes = sorted(transaction.writes.items())
-        encoded = [(oid, encode_record(oid, record)) for oid, record in writes]
-        refs = {ref for _, record in writes for ref in split_oids(record.refs)}
-        with self._lock:
-            with self._writing("the transaction was not committed"):
-                log = self._prepare_to_append()
-            validate(log, transaction, refs)
-            changed = find_changes(log, transaction.snapshot_tid, log.tid)
-            tid = Tid(max(time.time_ns(), log.tid + 1))
-            content = encode_transaction(
-                log.header.file_id,
-                log.end,
-                tid=tid,
-                time_ns=transaction.time_ns,
-                id=transaction.id,
-                next_oid=max(log.next_oid, int.from_bytes(writes[-1][0]) + 1),
-                user=transaction.user,
-                note=transaction.note,
-                records=[(oid, log.index.find(oid), record) for oid, record in encoded],
-            )
-            log.append_transaction(content, tid, transaction.id)
-            return CommitResult(tid, changed)
+        prepared = PreparedTransaction(transaction)
+        self._shared.check_writable()
+        return self._commits.commit(prepared)
+
+    def _commit_group(self, group: list[PendingCommit]) -> None:
+        self._shared.checkpoint()
+        with self._shared.locked("the transaction was not committed") as log:
+            batch = Batch(log)
+            results = []
+            for pending in group:
+                try:
+                    results.append((pending, batch.add(pending.prepared)))
+                except (ConflictError, StorageError) as error:
+                    pending.error = error
+            if results:
+                sync_s = log.append_transactions(
+                    batch.transactions, batch.content, durable=self._durable
+                )
+                for pending, result in results:
+                    pending.result = result
+                self._shared.statistics.note_group(len(results), sync_s)
 
     def reserve_oids(self, count: int) -> Sequence[Oid]:
         if count < 1:
             raise ValueError(f"{count} oids cannot be reserved")
-        with self._lock:
-            log = self._check_writable()
-            return self._oids.take(count, self._reserve, log.index.__contains__)
+        self._shared.check_writable()
+        with self._oids_lock:
+            return self._oids.take(count, self._reserve, self._exists)
 
     def _reserve(self, count: int) -> range:
-        with self._writing("no oids could be reserved"):
-            log = self._prepare_to_append()
+        failure = "no oids could be reserved"
+        with self._commits.exclude(), self._shared.locked(failure) as log:
             first = log.next_oid
             log.append_reservation(first + count)
             return range(first, first + count)
+
+    def _exists(self, oid: Oid) -> bool:
+        return self._shared.current().find_slot(oid) != 0
 
     def pack(self) -> None:
         """Forget history, and the objects that cannot be reached from the root.
@@ -422,10 +360,15 @@ class FileStorage(ClassicCalls):
         Open snapshots go on seeing what they saw.  Without a root nothing happens.  Everybody
         else waits meanwhile.  After an error, as far as anybody sees, nothing has changed.
         """
-        with self._lock, self._writing("the file could not be packed"):
-            log = self._prepare_to_append()
-            if ROOT_OID in log.index:
-                self._pack(log)
+        failure = "the file could not be packed"
+        with self._commits.exclude(), self._shared.locked(failure) as log:
+            if log.find_slot(ROOT_OID):
+                try:
+                    self._pack(log)
+                except OSError as error:
+                    if isinstance(error, StorageError):
+                        raise
+                    raise StorageError(f"{log.path}: {failure}: {error}") from error
 
     def get_packer(self) -> Iterator[str]:
         """An iterator that packs, for programs of 4.x: all at once, after its first step."""
@@ -433,25 +376,39 @@ class FileStorage(ClassicCalls):
         self.pack()
         yield f"finished {datetime.now()}"
 
-    def _pack(self, log: Log) -> None:
+    def _pack(self, log: GrowingLog) -> None:
         system = self._system
-        path = os.path.realpath(self._path)
+        path = os.path.realpath(log.path)
         aside = f"{path}.pack"
         with contextlib.suppress(FileNotFoundError):
             system.unlink(aside)  # a pack that did not come to its end
-        file = LogFile(system, self._path, system.create(aside, log.file.status().mode))
+        file = LogFile(system, log.path, system.create(aside, log.file.status().mode))
         try:
             file.lock()  # nobody else knows it; it will be the one that others must not lock
             write_packed(log, file, secrets.token_bytes(16))
-            packed = Log(file, log.recent)
+            packed = GrowingLog(file, log.recent)
+            packed.keeps_lock = log.keeps_lock
             system.rename(aside, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 system.unlink(aside)
             raise
-        self._log = packed
-        self._directory_synced = False
-        self._prepare_to_append()
+        try:
+            self._shared.replace(packed)
+        finally:
+            if not packed.keeps_lock:
+                file.unlock()
+
+
+_storages: "weakref.WeakSet[FileStorage]" = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for storage in list(_storages):
+        storage._begin_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def TempFileStorage() -> FileStorage:  # noqa: N802 (the name that 4.x gave it)

@@ -7,8 +7,7 @@ commands go by `find_format`.  Invariant: what is in a file decides, never its n
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -16,63 +15,24 @@ from durus.classic_storage import Storage as ClassicStorage
 from durus.classic_transfer import read_dfs20, read_shelf, write_dfs20, write_shelf
 from durus.classic_verify import verify_dfs20, verify_shelf
 from durus.error import StorageOpenError
-from durus.file_format import FileFormat, Finding, StoredDatabase, choose_format, recognise
+from durus.file_format import FileFormat, choose_format, recognise
 from durus.file_storage import FileStorage, open_log
 from durus.file_storage2 import FileStorage2, open_dfs20
+from durus.file_system import OperatingSystem
 from durus.interfaces import Storage
-from durus.log_file import OperatingSystem
 from durus.log_open import explain_failure, open_log_file, read_file_header
 from durus.log_transfer import read_log, write_log
 from durus.log_verify import verify_file
 from durus.shelf_storage import ShelfStorage, open_shelf
+from durus.sqlite_copy import read_sqlite, write_sqlite
+from durus.sqlite_file import open_sqlite_file
+from durus.sqlite_storage import SqliteStorage, open_sqlite
+from durus.sqlite_verify import verify_sqlite
 
 __all__ = ["FORMATS", "STORAGE_CLASSES", "find_format", "open_file"]
 
 
-# Not every Python has sqlite3, so that is not imported before it is needed.
-
-
-def _make_sqlite_storage(
-    filename: str | os.PathLike[str],
-    readonly: bool = False,
-    repair: bool = False,
-    *,
-    create: bool = True,
-) -> ClassicStorage:
-    from durus.sqlite_storage import SqliteStorage
-
-    return SqliteStorage(filename, readonly, repair, create=create)
-
-
-def _open_sqlite(
-    path: str, *, readonly: bool = False, create: bool = True, repair: bool = False
-) -> Storage:
-    from durus.sqlite_storage import open_sqlite
-
-    return open_sqlite(path, readonly=readonly, create=create, repair=repair)
-
-
-def _verify_sqlite(path: str) -> Iterator[Finding]:
-    from durus.sqlite_storage import verify_sqlite
-
-    return verify_sqlite(path)
-
-
-def _read_sqlite(path: str) -> AbstractContextManager[StoredDatabase]:
-    from durus.sqlite_storage import read_sqlite
-
-    return read_sqlite(path)
-
-
-def _write_sqlite(path: str, database: StoredDatabase) -> None:
-    from durus.sqlite_storage import write_sqlite
-
-    write_sqlite(path, database)
-
-
 def _is_sqlite_of_durus4(path: str) -> bool:
-    from durus.sqlite_file import open_sqlite_file
-
     with contextlib.closing(open_sqlite_file(os.path.abspath(path), readonly=True)) as file:
         return file.is_classic
 
@@ -109,18 +69,18 @@ _FORMATS: Final = (
         name="sqlite",
         description="an SQLite file of Durus 5",
         keeps_history=True,
-        open=_open_sqlite,
-        verify=_verify_sqlite,
-        read=_read_sqlite,
-        write=_write_sqlite,
+        open=open_sqlite,
+        verify=verify_sqlite,
+        read=read_sqlite,
+        write=write_sqlite,
     ),
     FileFormat(
         name="sqlite4",
         description="an SQLite file of Durus 4.x",
         keeps_history=False,
-        open=_open_sqlite,
-        verify=_verify_sqlite,
-        read=_read_sqlite,
+        open=open_sqlite,
+        verify=verify_sqlite,
+        read=read_sqlite,
         write=None,
     ),
 )
@@ -135,7 +95,7 @@ STORAGE_CLASSES: Final[Mapping[str, Callable[..., ClassicStorage]]] = MappingPro
         "log": FileStorage,
         "shelf": ShelfStorage,
         "dfs20": FileStorage2,
-        "sqlite": _make_sqlite_storage,
+        "sqlite": SqliteStorage,
     }
 )
 """What `FileStorage(path)` makes, by the name that `recognise` gives the format."""

@@ -4,15 +4,17 @@
 transactions for the conflict check; its invariant: what it answers is complete, or None.
 """
 
+import heapq
 from array import array
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from durus.interfaces import CHANGES_MAX, NO_TID, Oid, Tid
+from durus.index_file import IndexFile
+from durus.interfaces import CHANGES_MAX, Oid, Tid
 from durus.log_format import LoggedTransaction
 
-__all__ = ["LogIndex", "RecentChanges"]
+__all__ = ["LayeredIndex", "LogIndex", "RecentChanges"]
 
 _BLOCK_BITS: Final = 8
 _BLOCK_SIZE: Final = 1 << _BLOCK_BITS
@@ -40,7 +42,9 @@ class LogIndex:
 
     def find(self, oid: Oid) -> int:
         """The offset of the slot, or 0 when there is no such object."""
-        number = _number(oid)
+        return self.find_number(_number(oid))
+
+    def find_number(self, number: int) -> int:
         block = self._blocks.get(number >> _BLOCK_BITS)
         if block is None:
             return 0
@@ -67,13 +71,68 @@ class LogIndex:
 
     def oids(self) -> Iterator[Oid]:
         """The oids of all objects, ascending; another thread may be adding some."""
+        return (Oid(number.to_bytes(8)) for number, _ in self.items())
+
+    def items(self, start: int = 0) -> Iterator[tuple[int, int]]:
+        """The numbers of oids from `start` on, ascending, and their slots."""
         for key in sorted(self._blocks.copy()):
+            first = key << _BLOCK_BITS
+            if first + _BLOCK_SIZE <= start:
+                continue
             block = self._blocks[key]
             places = sorted(block.copy()) if type(block) is dict else range(_BLOCK_SIZE)
-            first = key << _BLOCK_BITS
             for place in places:
-                if block[place]:
-                    yield Oid((first + place).to_bytes(8))
+                if block[place] and first + place >= start:
+                    yield first + place, block[place]
+
+
+class LayeredIndex:
+    """An index file, and in memory what came after it.
+
+    `base` and `recent` are replaced together, so that a thread which reads sees two that fit.
+    """
+
+    def __init__(self, base: IndexFile | None = None) -> None:
+        self._layers = (LogIndex(), base)
+
+    @property
+    def base(self) -> IndexFile | None:
+        return self._layers[1]
+
+    @property
+    def recent(self) -> LogIndex:
+        return self._layers[0]
+
+    def replace(self, recent: LogIndex, base: IndexFile | None) -> None:
+        self._layers = (recent, base)
+
+    def find(self, number: int) -> tuple[int, bool]:
+        """The slot of an oid, or 0, and whether memory knows it, so that it is certain.
+
+        Raises IndexDamagedError and StorageError.
+        """
+        recent, base = self._layers
+        slot = recent.find_number(number)
+        if slot or base is None:
+            return slot, True
+        return base.find(number), False
+
+    def items(self, start: int = 0) -> Iterator[tuple[int, int]]:
+        """The numbers of oids from `start` on, ascending, and their slots.
+
+        Raises IndexDamagedError and StorageError.
+        """
+        recent, base = self._layers
+        if base is None:
+            yield from recent.items(start)
+            return
+        last = -1
+        # Of two with the same number the one in memory comes first.
+        both = heapq.merge(recent.items(start), base.items(start), key=lambda item: item[0])
+        for number, slot in both:
+            if number != last:
+                yield number, slot
+            last = number
 
 
 class RecentChanges:
@@ -83,14 +142,15 @@ class RecentChanges:
         self._transactions: deque[LoggedTransaction] = deque()
         self._since = since
         """All transactions after this one are here."""
-        self._newest = NO_TID
+        self.newest = since
+        """All up to this one are here, or not wanted."""
         self._weight = 0
 
     def add(self, transaction: LoggedTransaction) -> None:
         """Remember the transaction, unless it is here already (a packed file tells it again)."""
-        if transaction.tid <= self._newest:
+        if transaction.tid <= self.newest:
             return
-        self._newest = transaction.tid
+        self.newest = transaction.tid
         self._transactions.append(transaction)
         self._weight += 1 + transaction.head.record_count
         while self._weight > CHANGES_MAX:

@@ -15,12 +15,12 @@ from durus.error import (
     CorruptionError,
     NotADatabaseError,
     StorageError,
-    StorageLockedError,
     StorageOpenError,
     UnsupportedFormatError,
 )
 from durus.file_format import recognise_start
-from durus.log_file import LogFile, System
+from durus.file_system import System
+from durus.log_file import LogFile
 from durus.log_format import (
     FILE_HEADER_SIZE,
     MAGIC,
@@ -29,11 +29,11 @@ from durus.log_format import (
     decode_file_header,
     encode_file_header,
 )
+from durus.log_lock import hold_lock
 
 __all__ = ["explain_failure", "make_missing_file", "open_log_file", "read_file_header"]
 
-_LOCK_WAIT_MAX_S: Final = 0.5
-_LOCK_PAUSE_S: Final = 0.01
+_LOCK_TIMEOUT_S: Final = 10.0
 
 _OTHER_FORMATS: Final = {
     "shelf": "a file of Durus 4.x (SHELF-1): durus.shelf_storage.ShelfStorage",
@@ -78,48 +78,27 @@ def explain_failure(path: str, error: OSError) -> StorageOpenError:
     return StorageOpenError(path, f"cannot be opened: {reason}", error.errno)
 
 
-def _lock_soon(system: System, file: LogFile) -> bool:
-    """Lock the file; a reader that takes over a tail has it locked for a moment, too."""
-    deadline = system.monotonic() + _LOCK_WAIT_MAX_S
-    while not file.lock():
-        if system.monotonic() >= deadline:
-            return False
-        system.pause(_LOCK_PAUSE_S)
-    return True
-
-
-def open_log_file(system: System, path: str, *, readonly: bool) -> LogFile:
-    """Open a file that is there, and lock it for writing.  OSError, StorageLockedError."""
-    while True:
-        try:
-            status = system.path_status(path)
-        except FileNotFoundError as error:
-            why = "readonly=True" if readonly else "create=False"
-            reason = f"there is no such file, and {why} makes none"
-            raise StorageOpenError(path, reason, errno.ENOENT) from error
-        if not status.is_regular:
-            kind = "a directory" if status.is_directory else "no regular file"
-            raise StorageOpenError(path, f"this is {kind}, and no database", errno.EISDIR)
-        try:
-            file = LogFile(system, path, system.open(path, writable=not readonly))
-        except PermissionError as error:
-            remedy = "" if readonly else " to write; readonly=True may work"
-            reason = f"there is no permission to open it{remedy}"
-            raise StorageOpenError(path, reason, error.errno) from error
-        if readonly:
-            return file
-        if not _lock_soon(system, file):
-            holder = file.lock_holder()
-            who = "another process" if holder is None else f"process {holder}"
-            if holder == os.getpid():
-                who = "this process"
-            raise StorageLockedError(
-                f"{path}: {who} has the file open for writing; close it there first, or open it "
-                "here with readonly=True"
-            )
-        # Between opening and locking a pack may have put another file in its place.
-        if system.path_status(path).identity == file.status().identity:
-            return file
+def open_log_file(system: System, path: str, *, readonly: bool, use_map: bool = False) -> LogFile:
+    """Open a file that is there; StorageOpenError, OSError."""
+    try:
+        status = system.path_status(path)
+    except FileNotFoundError as error:
+        why = "readonly=True" if readonly else "create=False"
+        reason = f"there is no such file, and {why} makes none"
+        raise StorageOpenError(path, reason, errno.ENOENT) from error
+    if not status.is_regular:
+        kind = "a directory" if status.is_directory else "no regular file"
+        raise StorageOpenError(path, f"this is {kind}, and no database", errno.EISDIR)
+    try:
+        return LogFile(system, path, system.open(path, writable=not readonly), use_map=use_map)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        remedy = "" if readonly else " to write; readonly=True may work"
+        reason = f"there is no permission to open it{remedy}"
+        if error.errno == errno.EROFS:
+            reason = "it is on a medium that cannot be written; readonly=True opens it"
+        raise StorageOpenError(path, reason, error.errno) from error
 
 
 def make_missing_file(system: System, path: str) -> None:
@@ -144,7 +123,7 @@ def make_missing_file(system: System, path: str) -> None:
 def _fill_empty_file(system: System, path: str) -> None:
     file = LogFile(system, path, system.open(path, writable=True))
     # Only one process replaces it: the others find the new file when they have the lock.
-    if _lock_soon(system, file):
+    with hold_lock(file, _LOCK_TIMEOUT_S):
         status = file.status()
         if not status.size and system.path_status(path).identity == status.identity:
             _make_file(system, os.path.realpath(path), replace=True)

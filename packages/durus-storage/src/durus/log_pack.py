@@ -69,7 +69,7 @@ def write_packed(log: Log, file: LogFile, file_id: bytes) -> None:
         records = []
         for entry in transaction.entries():
             oid = Oid(entry.oid.to_bytes(8))
-            if oid in reachable and log.index.find(oid) == entry.slot:
+            if oid in reachable and log.find_slot(oid) == entry.slot:
                 records.append((oid, log.copy_record(entry.slot, oid)))
         if records or transaction.tid >= kept_since:
             writer.append(

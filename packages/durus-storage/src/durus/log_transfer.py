@@ -14,9 +14,11 @@ from typing import Final, NamedTuple
 
 from durus.error import StorageError, StorageOpenError, format_oid
 from durus.file_format import StoredDatabase, StoredTransaction
+from durus.file_system import OperatingSystem, System
+from durus.growing_log import GrowingLog
 from durus.interfaces import OID_LIMIT, Oid, Record, Tid
 from durus.log import Log
-from durus.log_file import LogFile, OperatingSystem, System
+from durus.log_file import LogFile
 from durus.log_format import FileHeader, LoggedTransaction, encode_record
 from durus.log_open import explain_failure, open_log_file
 from durus.log_pack import read_transactions
@@ -42,7 +44,7 @@ _PART_OF_COMMIT: Final = _PartSize(250_000, 64 << 20)
 """When the base is a transaction that has a tid: mostly that of a program, and kept whole."""
 
 
-def adopt_abandoned_tail(log: Log) -> None:
+def adopt_abandoned_tail(log: GrowingLog) -> None:
     """Make visible, for a reader, what a crash has left whole but unmarked; OSError.
 
     Nothing happens while somebody has the file open for writing: it may be about to be marked.
@@ -63,7 +65,7 @@ def read_log(path: str) -> Iterator[StoredDatabase]:
     system = OperatingSystem()
     path = os.path.abspath(path)
     try:
-        log = Log(open_log_file(system, path, readonly=True))
+        log = GrowingLog(open_log_file(system, path, readonly=True))
         adopt_abandoned_tail(log)
     except OSError as error:
         if isinstance(error, StorageError):

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from durus.error import StorageError, format_oid
 from durus.file_format import Finding
+from durus.file_system import OperatingSystem, System
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log import Log
-from durus.log_file import LogFile, OperatingSystem, System
+from durus.log_file import LogFile
 from durus.log_format import (
     SLOT_HEAD_SIZE,
     TRAILER_SIZE,

@@ -13,17 +13,15 @@ from dataclasses import replace
 
 from durus.error import StorageError, StorageOpenError
 from durus.file_format import StoredDatabase, StoredTransaction
+from durus.file_system import OperatingSystem
 from durus.interfaces import NO_TID, OID_LIMIT, Oid, Record, Tid
-from durus.log_file import OperatingSystem
-from durus.log_open import explain_failure
 from durus.sqlite_file import (
+    CLASSIC_TID,
     INDEXES,
     SCHEMA,
     TIMEOUT_S,
     SqliteFile,
-    oid_of,
     open_sqlite_file,
-    unsigned,
 )
 
 __all__ = ["make_missing_sqlite_file", "read_sqlite", "write_sqlite"]
@@ -33,47 +31,40 @@ __all__ = ["make_missing_sqlite_file", "read_sqlite", "write_sqlite"]
 def read_sqlite(path: str) -> Iterator[StoredDatabase]:
     """All transactions that a file holds, as it is now; of a 4.x file one, without tid.
 
-    Raises StorageError if it cannot be opened or read.
+    Raises StorageError if it cannot be opened or read; CorruptionError if SQLite finds damage.
     """
     with contextlib.closing(open_sqlite_file(os.path.abspath(path), readonly=True)) as file:
         file.begin()
         meta = file.read_meta()
-        if file.is_classic:
-            yield StoredDatabase(transactions=[StoredTransaction(records=_read_records(file))])
-        else:
-            yield StoredDatabase(
-                transactions=_read_transactions(file),
-                horizon=meta.horizon,
-                next_oid=meta.next_oid,
-            )
-
-
-def _read_transactions(file: SqliteFile) -> Iterator[StoredTransaction]:
-    rows = file.rows("SELECT tid, id, time_ns, user, note FROM transactions ORDER BY tid")
-    for tid, transaction_id, time_ns, user, note in rows:
-        yield StoredTransaction(
-            records=_read_records(file, Tid(tid)),
-            tid=Tid(tid),
-            id=unsigned(transaction_id),
-            time_ns=time_ns,
-            user=user,
-            note=note,
+        yield StoredDatabase(
+            transactions=_read_transactions(file),
+            horizon=NO_TID if file.is_classic else meta.horizon,
+            next_oid=meta.next_oid,
         )
 
 
-def _read_records(file: SqliteFile, tid: Tid | None = None) -> Iterator[tuple[Oid, Record]]:
-    columns = "SELECT class, state, refs, oid FROM revisions"
-    if tid is None:
-        rows = file.rows(f"{columns} ORDER BY oid")
-    else:
-        rows = file.rows(f"{columns} WHERE tid = ? AND class IS NOT NULL ORDER BY oid", tid)
-    for row in rows:
-        oid = oid_of(row[3])
+def _read_transactions(file: SqliteFile) -> Iterator[StoredTransaction]:
+    file.check_sound()
+    if file.is_classic:
+        yield StoredTransaction(records=_read_records(file, CLASSIC_TID))
+    for fields in file.transactions():
+        yield StoredTransaction(records=_read_records(file, fields["tid"]), **fields)
+
+
+def _read_records(file: SqliteFile, tid: Tid) -> Iterator[tuple[Oid, Record]]:
+    for row in file.rows(
+        "SELECT class, state, refs, oid FROM revisions"
+        " WHERE tid = ? AND class IS NOT NULL ORDER BY oid",
+        tid,
+    ):
+        oid = file.oid_of(row[3])
         yield oid, file.record_of(oid, row)
 
 
-def write_sqlite(path: str, database: StoredDatabase) -> None:
+def write_sqlite(path: str, database: StoredDatabase, *, target: str | None = None) -> None:
     """Make a new file (the path must not exist) that holds all of this, durable on return.
+
+    target: the path that errors name, if it is another.
 
     Transactions without a tid get tids, and ids, of ours; if the first has none, no snapshot is
     older than it.
@@ -82,16 +73,12 @@ def write_sqlite(path: str, database: StoredDatabase) -> None:
     database, and whatever the database raises while it is read; then there is no file.
     """
     path = os.path.abspath(path)
-    _make(OperatingSystem(), path, database, path)
-
-
-def _make(system: OperatingSystem, path: str, database: StoredDatabase, target: str) -> None:
-    """What `write_sqlite` does; errors name the target."""
-    with _making(target):
+    system = OperatingSystem()
+    with _making(target or path):
         system.close(system.create(path))
     try:
         _write(path, database)
-        with _making(target):
+        with _making(target or path):
             fd = system.open(path, writable=True)
             try:
                 system.sync(fd)
@@ -119,7 +106,6 @@ def _write(path: str, database: StoredDatabase) -> None:
     with contextlib.closing(SqliteFile(path, timeout_s=TIMEOUT_S)) as file:
         # Nobody else knows the file, so there is nothing to protect until it is complete.
         file.run_script("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + SCHEMA)
-        file.run("PRAGMA locking_mode = EXCLUSIVE")
         file.begin("EXCLUSIVE")
         next_oid, base_tid = _write_transactions(file, database.transactions)
         horizon = max(database.horizon, base_tid)
@@ -132,8 +118,7 @@ def _write(path: str, database: StoredDatabase) -> None:
         )
         file.run("COMMIT")
         file.run_script(INDEXES)  # at last, all at once: this sorts, and need not search
-    with contextlib.closing(SqliteFile(path, timeout_s=TIMEOUT_S)) as file:
-        file.recognise(readonly=False)  # this gives it a write-ahead log
+    open_sqlite_file(path, readonly=False).close()  # this gives it a write-ahead log
 
 
 def _write_transactions(
@@ -174,13 +159,8 @@ def _write_transactions(
 
 def make_missing_sqlite_file(path: str) -> None:
     """Make a new file if there is none: prepared aside, it appears complete, or not at all."""
-    try:
-        os.stat(path)
+    if os.path.exists(path):
         return
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise explain_failure(path, error) from error
     for suffix in ("-wal", "-journal"):
         if os.path.exists(path + suffix):
             raise StorageOpenError(
@@ -191,7 +171,7 @@ def make_missing_sqlite_file(path: str) -> None:
     folder = os.path.dirname(path)
     aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
     system = OperatingSystem()
-    _make(system, aside, StoredDatabase(transactions=()), path)
+    write_sqlite(aside, StoredDatabase(transactions=()), target=path)
     with _making(path):
         try:
             with contextlib.suppress(FileExistsError):  # another process was first: its is used

@@ -19,9 +19,9 @@ from durus.class_pickle import name_in_class_pickle
 from durus.convert_source import Source
 from durus.error import ObjectError, StorageError, StorageOpenError, format_oid
 from durus.file_format import StoredDatabase, StoredTransaction
+from durus.file_system import OperatingSystem
 from durus.formats import FORMATS
 from durus.interfaces import OID_LIMIT, ROOT_OID, Oid, Record, Snapshot
-from durus.log_file import OperatingSystem
 from durus.oid_bitmap import OidBitmap, OidRanks, find_reachable
 from durus.repickle import rewrite_record
 

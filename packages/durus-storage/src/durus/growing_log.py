@@ -1,0 +1,184 @@
+"""The end of a log: what others left unfinished there, and what is appended.
+
+Whoever appends holds the lock of the file, and settles the tail first: whole transactions that no
+mark follows are made durable and marked, and what is not whole is sealed.  Invariant: a mark that
+says so is written only after everything before it is durable.
+"""
+
+import contextlib
+import errno
+from collections.abc import Sequence
+
+from durus.error import CommitOutcomeUnknownError, StorageError
+from durus.interfaces import NO_TID, Tid
+from durus.log import Log, Tail
+from durus.log_format import (
+    NOT_SYNCED,
+    LoggedTransaction,
+    Mark,
+    Reservation,
+    Void,
+    encode_mark,
+    encode_reservation,
+    encode_void,
+)
+
+__all__ = ["GrowingLog"]
+
+
+class GrowingLog(Log):
+    """A log that this process appends to.  Only the holder of the file's lock calls what is here,
+    and no two threads at once; `adopt_tail` needs the lock shared only."""
+
+    keeps_lock = False
+    """Whether the file is locked for as long as it is open."""
+    _refused: int | None = None
+    """What begins here must be sealed: its sync failed, so it must never become visible."""
+
+    def settle_tail(self, size: int | None = None) -> None:
+        """Finish what others, or a failure, left after the last mark; OSError, CorruptionError.
+
+        size: of the file, if it is known.
+
+        Whole transactions are made durable and marked: their commits may have been acknowledged.
+        A partial one, or what was refused, is sealed.
+        """
+        tail = self.catch_up(size)
+        if self._refused is not None and self._refused < self._visible_end:
+            self._refused = None  # what was to be refused had been marked after all
+        if self._refused is None and not tail.pending and tail.offset == tail.size:
+            if not self._settled.is_marked:
+                self._append_mark(self.tid)
+                self.catch_up()
+            return
+        whole, garbage = self._split_tail(tail)
+        if self._refused is not None:
+            whole, garbage = [], self._refused
+        if garbage < tail.size:
+            self._append_void(garbage, tail.size)
+        if whole:
+            self.file.sync()
+            self._append_mark(whole[-1].tid)
+        elif not self._settled.is_marked:
+            self._append_mark(self.tid)
+        self.catch_up()
+
+    def _split_tail(self, tail: Tail) -> tuple[list[LoggedTransaction], int]:
+        """The whole transactions at the end, and where what is not whole begins."""
+        for index, transaction in enumerate(tail.pending):
+            if not self.is_whole(transaction):
+                return tail.pending[:index], transaction.offset
+        return tail.pending, tail.offset
+
+    def adopt_tail(self) -> None:
+        """Make whole transactions after the last mark visible in this process; OSError.
+
+        A crash came between their sync and their mark, so their commits may have been
+        acknowledged.  They are made durable first, and not marked: that is writing, and done by
+        `settle_tail`.  The caller knows that nobody is committing.
+        """
+        with self._growing:
+            tail = self.catch_up()
+            whole, _ = self._split_tail(tail)
+            if whole:
+                self._sync_to_read()
+                adopted = [t for t in whole if t.tid > self.tid]
+                self._publish_until(whole[-1].tid, adopted, is_marked=False)
+                self._tail = tail._replace(pending=tail.pending[len(whole) :])
+
+    def _sync_to_read(self) -> None:
+        try:
+            self.file.sync()
+        except OSError as error:
+            if error.errno != errno.EROFS:  # nothing there can be lost, either
+                raise
+
+    def _append_mark(self, tid: Tid) -> None:
+        mark = Mark(self.file.status().size, tid)
+        self.file.append(encode_mark(self.header.file_id, mark))
+
+    def _append_void(self, start: int, size: int) -> None:
+        file_id = self.header.file_id
+        void = Void(size, start)
+        content = encode_void(file_id, void)
+        if start == self._visible_end:  # the last mark and reservation may be sealed, too
+            if self.tid != NO_TID:
+                content += encode_mark(file_id, Mark(void.end, self.tid))
+            again = Reservation(size + len(content), self.next_oid)
+            content += encode_reservation(file_id, again)
+        self.file.append(content)
+        self._refused = None
+
+    def append_reservation(self, next_oid: int) -> None:
+        """Say that oids below `next_oid` have been handed out; OSError.  The tail is settled."""
+        entry = Reservation(self.end, next_oid)
+        self.file.append(encode_reservation(self.header.file_id, entry))
+        self.catch_up()
+
+    def append_transactions(
+        self, transactions: Sequence[LoggedTransaction], content: bytes, *, durable: bool
+    ) -> float:
+        """Append encoded transactions, make them durable, then visible.  The tail is settled.
+
+        durable: False if a power cut may take them away; the mark says so.
+        Returns the seconds that the sync took.
+        Raises CommitOutcomeUnknownError (without an id) when it is not certain whether they were
+        committed; with all other exceptions, StorageError for what the operating system refuses,
+        none was.
+        """
+        start, last = self.end, transactions[-1]
+        assert transactions[0].offset == start
+        assert start == self._tail.size
+        end = start + len(content)
+        mark = encode_mark(self.header.file_id, Mark(end, last.tid, 0 if durable else NOT_SYNCED))
+        monotonic = self.file.system.monotonic
+        sync_s = 0.0
+        try:
+            self.file.append(content)
+            if durable:
+                before = monotonic()
+                self.file.sync()  # before the mark: none must read what a power cut could take
+                sync_s = monotonic() - before
+            self.file.append(mark)
+            self._show(transactions, end + len(mark))
+        except BaseException as error:
+            if not self._withdraw(end):
+                raise CommitOutcomeUnknownError(None, str(error)) from error
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"{self.path}: the transaction could not be written, and was not committed: "
+                    f"{error}"
+                ) from error
+            raise
+        return sync_s
+
+    def _show(self, transactions: Sequence[LoggedTransaction], end: int) -> None:
+        """Make visible what was appended, without reading it: the file ends at `end`."""
+        with self._growing:
+            if self._tail.size < end:  # else another thread has read it already
+                self._publish_until(transactions[-1].tid, list(transactions))
+                self._settled = self._settled._replace(end=end)
+                self._tail = Tail([], end, end)
+                self.file.extend_map(end)
+
+    def _withdraw(self, end: int) -> bool:
+        """After a failure: make sure that what was to end there is not committed.
+
+        False when that is not certain.
+        """
+        # A failed sync may have lost everything since the last visible transaction, so all of it is
+        # sealed, and its bytes are not synced once more as if nothing had happened.
+        self._refused = refused = self._visible_end
+        with contextlib.suppress(OSError, StorageError):
+            size = self.file.status().size
+            if size < end:
+                self._refused = None
+                return True  # it was never whole, and whoever appends next will seal it
+            self.catch_up()
+            if self._visible_end != refused:
+                return False  # its mark was written after all
+            self._append_void(refused, size)
+            self.file.sync()
+            self.catch_up()
+            return True
+        return False

@@ -1,0 +1,107 @@
+"""When and how the index file beside a log is opened, brought up to date, and made anew.
+
+Storages call it.  Invariants: nothing here is needed for anything but speed, so nothing that goes
+wrong here may fail a commit; one process at a time updates an index file; a new one appears whole.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from durus.error import StorageError
+from durus.file_system import System
+from durus.index_file import IndexFile
+from durus.log import Log, Unindexed
+
+__all__ = ["CHECKPOINT_SIZE", "index_path", "open_index", "renew_index", "write_checkpoint"]
+
+CHECKPOINT_SIZE: Final = 4096
+"""When so many records and transactions have come after what an index file covers, it is updated.
+Who opens the file reads twice as many at most, unless something kept it from being updated."""
+
+
+def index_path(path: str) -> str:
+    """The index file of the log file at `path`."""
+    return f"{os.path.realpath(path)}.index"
+
+
+def open_index(system: System, path: str, *, writable: bool) -> IndexFile | None:
+    """The index file of a log, if there is one that can be read."""
+    with contextlib.suppress(OSError, StorageError):
+        try:
+            return IndexFile.open(system, index_path(path), writable=writable)
+        except PermissionError:
+            return IndexFile.open(system, index_path(path), writable=False)
+    return None
+
+
+def renew_index(log: Log) -> None:
+    """Let memory forget what the index file covers by now: others may have updated it."""
+    index = open_index(log.file.system, log.path, writable=False)
+    if index is not None and log.accepts(index):
+        log.use_index(index)
+
+
+def write_checkpoint(log: Log) -> None:
+    """Let the index file cover all that is visible.
+
+    Does nothing if another process is just updating it.  Raises OSError and StorageError.
+    """
+    log.file.sync()  # a power cut must not leave an index of what is not there
+    state = log.unindexed_state()
+    if state is None:
+        return
+    index = open_index(log.file.system, log.path, writable=True)
+    if index is not None and not log.accepts(index):
+        index = None
+    if index is not None and index.header.covers.end < state.until.end:
+        if not index.lock():
+            return
+        try:
+            index = _update(log, index, state)
+        finally:
+            index.unlock()
+    log.use_index(index or _make(log, state))
+
+
+def _update(log: Log, index: IndexFile, state: Unindexed) -> IndexFile:
+    index.renew()
+    covered = index.header.covers.end
+    if covered < state.until.end:
+        is_enough = 0 < state.since <= covered
+        index.update(
+            state.entries if is_enough else _all_entries(log, state),
+            state.until,
+            next_oid=state.next_oid,
+            features_read_only=state.features_read_only,
+        )
+    return index
+
+
+def _all_entries(log: Log, state: Unindexed) -> Iterator[tuple[int, int]]:
+    return ((number, slot) for number, slot in log.items() if slot < state.until.end)
+
+
+def _make(log: Log, state: Unindexed) -> IndexFile:
+    system = log.file.system
+    path = index_path(log.path)
+    aside = f"{path}-{secrets.token_hex(8)}.new"
+    try:
+        index = IndexFile.create(system, aside, log.file.status().mode, log.header.file_id)
+        entries: Iterable[tuple[int, int]] = _all_entries(log, state)
+        index.update(
+            entries,
+            state.until,
+            next_oid=state.next_oid,
+            features_read_only=state.features_read_only,
+            sync=False,
+        )
+        index.sync()
+        system.rename(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            system.unlink(aside)
+        raise
+    return index

@@ -1,0 +1,144 @@
+"""Transactions that are committed to a log together: validated, and encoded one after the other.
+
+`GroupCommit` makes one while the file is locked.  Invariants: each transaction finds those before
+it as if they were committed; what is not known any more, because a pack has taken it away, counts
+as a conflict.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from durus.error import DanglingReferenceError, WriteConflictError
+from durus.interfaces import CHANGES_MAX, CommitResult, Oid, Tid, Transaction, check_created
+from durus.log import Log
+from durus.log_format import (
+    FIXED_SIZE,
+    LoggedTransaction,
+    TransactionHead,
+    decode_entry_head,
+    decode_transaction,
+    encode_record,
+    encode_transaction,
+)
+from durus.record import split_oids
+
+__all__ = ["Batch", "PreparedTransaction", "find_changes"]
+
+
+def find_changes(log: Log, since: Tid, until: Tid) -> frozenset[Oid] | None:
+    """What `Storage.changes` answers."""
+    changed = log.recent.find(since, until)
+    if changed is not None or since < log.header.horizon:
+        return changed
+    oids: set[Oid] = set()
+    for written in _read_changes(log, since, until):
+        oids.update(written)
+        if len(oids) > CHANGES_MAX:
+            return None
+    return frozenset(oids)
+
+
+def _read_changes(log: Log, since: Tid, until: Tid) -> Iterator[list[Oid]]:
+    for head in log.walk_back():
+        if head.tid <= since:
+            return
+        if head.tid <= until:
+            yield log.read_transaction(head).oids
+
+
+class PreparedTransaction:
+    """A transaction with all done for it that needs no lock."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        """ValueError, and UnstorableError for a record that is too large."""
+        if not transaction.writes:
+            raise ValueError("a transaction that writes nothing cannot be committed")
+        check_created(transaction.created)
+        self.transaction = transaction
+        writes = sorted(transaction.writes.items())
+        self.records = [(oid, encode_record(oid, record)) for oid, record in writes]
+        self.refs = {ref for _, record in writes for ref in split_oids(record.refs)}
+
+
+@dataclass(slots=True)
+class Batch:
+    """Transactions to be appended at the end of a log, whose tail is settled."""
+
+    log: Log
+    transactions: list[LoggedTransaction] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+    _slots: dict[Oid, int] = field(default_factory=dict)
+    """Those of what these transactions write."""
+
+    @property
+    def content(self) -> bytes:
+        """What is to be appended."""
+        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+
+    def add(self, prepared: PreparedTransaction) -> CommitResult:
+        """Add a transaction to the end: what its committer will be told.
+
+        Raises WriteConflictError, DanglingReferenceError, and StorageError when it is too large;
+        then the batch is as it was.
+        """
+        log, transaction = self.log, prepared.transaction
+        slots = {oid: self._find_slot(oid) for oid, _ in prepared.records}
+        changed = self._validate(prepared, slots)
+        last = self.transactions[-1] if self.transactions else None
+        tid = Tid(max(time.time_ns(), (last.tid if last else log.tid) + 1))
+        next_oid = last.head.next_oid if last else log.next_oid
+        content = encode_transaction(
+            log.header.file_id,
+            last.end if last else log.end,
+            tid=tid,
+            time_ns=transaction.time_ns,
+            id=transaction.id,
+            next_oid=max(next_oid, int.from_bytes(prepared.records[-1][0]) + 1),
+            user=transaction.user,
+            note=transaction.note,
+            records=[(oid, slots[oid], record) for oid, record in prepared.records],
+        )
+        logged = self._decode(content, last.end if last else log.end)
+        self.transactions.append(logged)
+        self.parts.append(content)
+        for entry in logged.entries():
+            self._slots[Oid(entry.oid.to_bytes(8))] = entry.slot
+        return CommitResult(tid, changed)
+
+    def _decode(self, content: bytes, offset: int) -> LoggedTransaction:
+        head = decode_entry_head(self.log.header.file_id, offset, content[:FIXED_SIZE])
+        assert isinstance(head, TransactionHead)
+        logged = decode_transaction(head, content[FIXED_SIZE : FIXED_SIZE + head.rest_size])
+        assert logged is not None
+        return logged
+
+    def _find_slot(self, oid: Oid) -> int:
+        return self._slots.get(oid) or self.log.find_slot(oid)
+
+    def _validate(
+        self, prepared: PreparedTransaction, slots: dict[Oid, int]
+    ) -> frozenset[Oid] | None:
+        """What others have changed since the transaction's snapshot, if that can be told.
+
+        slots: the newest ones of what it writes, or 0.
+        """
+        log, transaction = self.log, prepared.transaction
+        since = transaction.snapshot_tid
+        changed = log.recent.find(since, log.tid)
+        if changed is None and since < log.header.horizon:
+            raise WriteConflictError()  # what has changed since has been packed away
+        conflicts = set(transaction.accessed.overlap(self._slots))
+        for oids in [changed] if changed is not None else _read_changes(log, since, log.tid):
+            conflicts.update(transaction.accessed.overlap(oids))
+        # What is written must be there, unless it is created: a pack may have removed it.
+        created = transaction.created
+        conflicts.update(oid for oid, slot in slots.items() if (slot != 0) == (oid in created))
+        if conflicts:
+            raise WriteConflictError(sorted(conflicts))
+        dangling = [oid for oid in prepared.refs - created if not self._find_slot(oid)]
+        if dangling:
+            raise DanglingReferenceError(sorted(dangling))
+        if changed is None:
+            changed = find_changes(log, since, log.tid)
+        return None if changed is None else changed.union(self._slots)

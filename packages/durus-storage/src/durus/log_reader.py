@@ -1,0 +1,225 @@
+"""What stands in a log file, entry by entry and record by record, visible or not.
+
+`Log` is a reader that also knows what is visible.  Invariant: whatever is returned has been
+compared with its checksum, and with what leads to it.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from durus.error import CorruptionError, UnsupportedFormatError
+from durus.interfaces import Oid, Revision
+from durus.log_file import LogFile
+from durus.log_format import (
+    FIXED_SIZE,
+    FLAGS_REFUSE,
+    MARK_TAG,
+    RECORD_HEAD_SIZE,
+    SLOT_HEAD_SIZE,
+    TRAILER_SIZE,
+    UNKNOWN_MARK_FLAGS,
+    VOID_SIZE,
+    VOID_TAG,
+    Entry,
+    LoggedRecord,
+    LoggedTransaction,
+    Mark,
+    TransactionHead,
+    Void,
+    decode_distance,
+    decode_entry_head,
+    decode_record,
+    decode_trailer,
+    decode_transaction,
+    measure_record,
+)
+from durus.log_open import read_file_header
+
+__all__ = ["LogReader"]
+
+_ENTRY_READ_SIZE: Final = 4096
+"""So much is read at the start of an entry, to have all of a small one at once."""
+_RECORD_READ_SIZE: Final = 512
+_SEARCH_SIZE_MAX: Final = 1 << 20
+
+
+class LogReader:
+    """One log file.  All may be called by several threads at once; what is wrong raises
+    CorruptionError, what only newer releases know UnsupportedFormatError."""
+
+    def __init__(self, file: LogFile) -> None:
+        """Raises StorageOpenError, CorruptionError, StorageError."""
+        self.file = file
+        self.header = read_file_header(file)
+        self._last_read: LoggedTransaction | None = None
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    def corrupt(self, offset: int, reason: str, oid: Oid | None = None) -> CorruptionError:
+        return CorruptionError(self.path, offset, reason, oid)
+
+    # Entries
+
+    def read_entry(self, offset: int, limit: int) -> Entry | None:
+        """The entry that begins at `offset` and ends not after `limit`; None if there is none."""
+        content = self.file.read(offset, min(limit - offset, _ENTRY_READ_SIZE))
+        entry = decode_entry_head(self.header.file_id, offset, content)
+        if isinstance(entry, Mark) and entry.flags & UNKNOWN_MARK_FLAGS:
+            raise self._needs_newer_release("mark", offset, f"flags {entry.flags:#x}")
+        if not isinstance(entry, TransactionHead):
+            return entry
+        if entry.end > limit or entry.slots_offset + TRAILER_SIZE > entry.end:
+            return None
+        trailer = content[entry.size - TRAILER_SIZE : entry.size]
+        if entry.size > len(content):
+            trailer = self.file.read(entry.end - TRAILER_SIZE, TRAILER_SIZE)
+        if decode_trailer(trailer) != entry.size:
+            return None
+        return self._read_rest(entry, content)
+
+    def _read_rest(self, head: TransactionHead, content: bytes = b"") -> LoggedTransaction | None:
+        """The rest of a transaction; `content` is what has been read of it already."""
+        rest = content[FIXED_SIZE : FIXED_SIZE + head.rest_size]
+        if len(rest) < head.rest_size:
+            rest = self.file.read(head.offset + FIXED_SIZE, head.rest_size)
+        transaction = decode_transaction(head, rest)
+        if transaction is None:
+            return None
+        if head.flags & FLAGS_REFUSE:
+            raise self._needs_newer_release("transaction", head.offset, f"flags {head.flags:#x}")
+        for tag, _ in transaction.extensions():
+            if tag[:1].isupper():  # none is known today
+                raise self._needs_newer_release("transaction", head.offset, f"extension {tag!r}")
+        return transaction
+
+    def _needs_newer_release(self, what: str, offset: int, why: str) -> UnsupportedFormatError:
+        return UnsupportedFormatError(
+            self.path,
+            f"the {what} at offset {offset} needs a newer release of durus-storage ({why})",
+        )
+
+    def read_transaction(self, head: TransactionHead) -> LoggedTransaction:
+        """All of a transaction that is known to be there, but its records."""
+        last = self._last_read  # readers of old revisions come back to the same one
+        if last is not None and last.offset == head.offset:
+            return last
+        transaction = self._read_rest(head)
+        if transaction is None:
+            raise self.corrupt(head.offset, "the directory of the transaction is damaged")
+        self._last_read = transaction
+        return transaction
+
+    def read_visible(self, offset: int) -> LoggedTransaction:
+        """The transaction that is known to be at `offset`, but its records."""
+        content = self.file.read(offset, FIXED_SIZE)
+        head = decode_entry_head(self.header.file_id, offset, content)
+        if not isinstance(head, TransactionHead):
+            raise self.corrupt(offset, "the head of the transaction is damaged")
+        return self.read_transaction(head)
+
+    def search(self, offset: int, limit: int) -> Iterator[Mark | Void]:
+        """The valid marks and voids from `offset` on, whatever is between them."""
+        size = _ENTRY_READ_SIZE
+        while offset < limit:
+            content = self.file.read(offset, min(size, limit - offset))
+            for found in re.finditer(re.escape(MARK_TAG) + b"|" + re.escape(VOID_TAG), content):
+                place = offset + found.start()
+                entry = self.read_entry(place, limit)
+                if isinstance(entry, Mark | Void):
+                    yield entry
+            if len(content) < size:
+                return
+            offset += len(content) - len(MARK_TAG) + 1
+            size = min(2 * size, _SEARCH_SIZE_MAX)
+
+    def walk_back_from(self, end: int) -> Iterator[TransactionHead]:
+        """The transactions before `end`, where an entry ends, newest first; CorruptionError."""
+        offset = end
+        while offset > self.header.size:
+            size = decode_trailer(self.file.read(offset - TRAILER_SIZE, TRAILER_SIZE))
+            if size is None or not TRAILER_SIZE < size <= offset - self.header.size:
+                raise self.corrupt(offset - TRAILER_SIZE, "the end of an entry is damaged")
+            offset -= size
+            content = self.file.read(offset, FIXED_SIZE)
+            entry = decode_entry_head(self.header.file_id, offset, content)
+            # What a void seals may begin with a valid entry; but that one ends somewhere else.
+            if entry is None or entry.end != offset + size:
+                if not self._is_sealed(offset, size):
+                    raise self.corrupt(offset, "the entry is damaged")
+            elif isinstance(entry, TransactionHead):
+                yield entry
+
+    def _is_sealed(self, offset: int, size: int) -> bool:
+        place = offset + size - VOID_SIZE
+        return self.read_entry(place, place + VOID_SIZE) == Void(place, offset)
+
+    # Records
+
+    def read_revision(self, slot: int, oid: Oid) -> Revision:
+        """The revision of `oid` in a record slot; CorruptionError, UnsupportedFormatError."""
+        start, head = self.read_slot(slot, oid)
+        return Revision(head.tid, self.read_record(slot, start, oid).record)
+
+    def copy_record(self, slot: int, oid: Oid) -> bytes:
+        """The bytes of a record as they stand in the file, checked."""
+        start, _ = self.read_slot(slot, oid)
+        content = self._read_record_bytes(slot, start)
+        self._decode_record(slot, content, oid)
+        return content
+
+    def read_slot(self, slot: int, oid: Oid) -> tuple[bytes, TransactionHead]:
+        """The first bytes of a record slot, and the transaction that it belongs to."""
+        start = self.file.read(slot, _RECORD_READ_SIZE)
+        if len(start) >= SLOT_HEAD_SIZE + RECORD_HEAD_SIZE:
+            offset = slot - decode_distance(start)
+            if offset >= self.header.size:
+                content = self.file.read(offset, FIXED_SIZE)
+                head = decode_entry_head(self.header.file_id, offset, content)
+                if isinstance(head, TransactionHead) and head.slots_offset <= slot < head.end:
+                    return start, head
+        raise self.corrupt(slot, "the record slot belongs to no transaction", oid)
+
+    def read_record(self, slot: int, start: bytes, oid: Oid) -> LoggedRecord:
+        return self._decode_record(slot, self._read_record_bytes(slot, start), oid)
+
+    def _read_record_bytes(self, slot: int, start: bytes) -> bytes:
+        size = measure_record(start[SLOT_HEAD_SIZE:])
+        assert size is not None
+        content = start[SLOT_HEAD_SIZE : SLOT_HEAD_SIZE + size]
+        if len(content) < size <= self.file.status().size - slot:
+            content = self.file.read(slot + SLOT_HEAD_SIZE, size)
+        return content
+
+    def _decode_record(self, slot: int, content: bytes, oid: Oid) -> LoggedRecord:
+        stored = decode_record(content)
+        if stored is None:
+            raise self.corrupt(slot, "the checksum of the record is wrong", oid)
+        if stored.oid != oid:
+            raise self.corrupt(slot, "the record of another object is there", oid)
+        if stored.codec or stored.kind:
+            why = f"codec {stored.codec}, kind {stored.kind}"
+            raise self._needs_newer_release("record", slot, why)
+        return stored
+
+    def is_whole(self, transaction: LoggedTransaction) -> bool:
+        """Whether the records of a transaction are what its directory says."""
+        slot = transaction.head.slots_offset
+        for entry in transaction.entries():
+            content = self.file.read(slot, SLOT_HEAD_SIZE + entry.size)
+            if len(content) != SLOT_HEAD_SIZE + entry.size:
+                return False
+            stored = decode_record(content[SLOT_HEAD_SIZE:])
+            if stored is None or int.from_bytes(stored.oid) != entry.oid:
+                return False
+            if decode_distance(content) != slot - transaction.offset:
+                return False
+            slot += len(content)
+        return slot == transaction.end - TRAILER_SIZE
+
+    def names(self, slot: int, oid: Oid) -> bool:
+        """Whether the record in this slot, which may be anything, is one of `oid`."""
+        start = self.file.read(slot, SLOT_HEAD_SIZE + RECORD_HEAD_SIZE)
+        return start[SLOT_HEAD_SIZE + 4 : SLOT_HEAD_SIZE + 12] == oid

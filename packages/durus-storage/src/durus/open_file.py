@@ -1,0 +1,99 @@
+"""One open file, above the file seam (`durus.file_system`): a log, or its index.
+
+Invariant: a forked child has no open files of its parent's.  They are closed before any of its code
+runs: a lock (`flock`) lasts as long as anybody has the descriptor, so a child would keep it when
+its parent is killed.  It never unlocks, which would take the lock from its parent.
+"""
+
+import contextlib
+import os
+import weakref
+from typing import Final
+
+from durus.error import StorageError
+from durus.file_system import FileStatus, LockHolder, System
+
+__all__ = ["OpenFile"]
+
+_READ_SIZE_MAX: Final = 1 << 30
+"""One call of the operating system reads at most 2 GiB."""
+_CLOSED: Final = -1
+
+_open_files: "weakref.WeakSet[OpenFile]" = weakref.WeakSet()
+
+
+class OpenFile:
+    """It is closed when nobody refers to it any more, a snapshot least of all."""
+
+    def __init__(self, system: System, path: str, fd: int) -> None:
+        self.system = system
+        self.path = path
+        self._fd = fd
+        self._pid = os.getpid()
+        _open_files.add(self)
+
+    def __del__(self) -> None:
+        if self._fd != _CLOSED:
+            self.system.close(self._fd)
+
+    def close_in_child(self) -> None:
+        """Close the file in a process that has just been forked."""
+        fd, self._fd = self._fd, _CLOSED
+        with contextlib.suppress(OSError):
+            self.system.close(fd)
+
+    def check_process(self) -> None:
+        """Raises StorageError in a child that was forked after the file was opened."""
+        if self._fd == _CLOSED:
+            raise StorageError(
+                f"{self.path} was opened by process {self._pid} before it forked this one: what "
+                "was begun before the fork cannot go on here; abort() begins anew"
+            )
+
+    def status(self) -> FileStatus:
+        self.check_process()
+        return self.system.status(self._fd)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes at `offset`: `size` of them, or fewer if the file ends before; StorageError."""
+        try:
+            return self._read(offset, size)
+        except OSError as error:
+            self.check_process()
+            raise StorageError(f"{self.path} cannot be read at offset {offset}: {error}") from error
+
+    def _read(self, offset: int, size: int) -> bytes:
+        content = self.system.read(self._fd, min(size, _READ_SIZE_MAX), offset)
+        if len(content) == size or not content:
+            return content
+        parts = [content]
+        got = len(content)
+        while got < size:
+            part = self.system.read(self._fd, min(size - got, _READ_SIZE_MAX), offset + got)
+            if not part:
+                break
+            parts.append(part)
+            got += len(part)
+        return b"".join(parts)
+
+    def sync(self) -> None:
+        self.system.sync(self._fd)
+
+    def lock(self, *, shared: bool = False) -> bool:
+        """Lock the file, now or not at all: whether that was done."""
+        return self.system.lock(self._fd, shared=shared)
+
+    def unlock(self) -> None:
+        if self._fd != _CLOSED:
+            self.system.unlock(self._fd)
+
+    def lock_holder(self) -> LockHolder | None:
+        return self.system.lock_holder(self._fd)
+
+
+def _close_in_child() -> None:
+    for file in list(_open_files):
+        file.close_in_child()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

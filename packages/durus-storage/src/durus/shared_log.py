@@ -1,0 +1,290 @@
+"""The log at a path, which other processes append to, pack, replace and remove meanwhile.
+
+`FileStorage` has one.  Invariants: whoever reads takes no lock; before anything is appended the
+file is locked, found to be the one that the path names, and its tail is settled; a file that is
+there is never taken for another database's.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from durus.error import (
+    DatabaseReplacedError,
+    ReadOnlyError,
+    StorageClosedError,
+    StorageError,
+    UnsupportedFormatError,
+)
+from durus.file_system import FileStatus, System
+from durus.growing_log import GrowingLog
+from durus.index_checkpoint import CHECKPOINT_SIZE, open_index, renew_index, write_checkpoint
+from durus.interfaces import NO_TID, Tid
+from durus.log import Log
+from durus.log_index import RecentChanges
+from durus.log_lock import hold_lock, obtain_lock
+from durus.log_open import explain_failure, open_log_file
+
+__all__ = ["CommitStatistics", "SharedLog"]
+
+
+@dataclass(slots=True)
+class CommitStatistics:
+    """What this process did since it opened the file."""
+
+    transactions: int = 0
+    """Committed ones."""
+    groups: int = 0
+    """So many syncs they took."""
+    sync_s: float = 0.0
+    """The seconds that these took together."""
+    sync_max_s: float = 0.0
+    lock_waits: int = 0
+    """How often another process had the file locked."""
+    lock_wait_s: float = 0.0
+    lock_wait_max_s: float = 0.0
+
+    def note_group(self, transactions: int, sync_s: float) -> None:
+        self.transactions += transactions
+        self.groups += 1
+        self.sync_s += sync_s
+        self.sync_max_s = max(self.sync_max_s, sync_s)
+
+    def note_lock_wait(self, waited_s: float) -> None:
+        if waited_s:
+            self.lock_waits += 1
+            self.lock_wait_s += waited_s
+            self.lock_wait_max_s = max(self.lock_wait_max_s, waited_s)
+
+
+class SharedLog:
+    """What one process has of a log file.  All may be called by any thread."""
+
+    def __init__(
+        self,
+        system: System,
+        path: str,
+        *,
+        readonly: bool,
+        use_map: bool,
+        use_index: bool,
+        lock_timeout_s: float,
+    ) -> None:
+        """Open the file; StorageOpenError, StorageLockedError, CorruptionError."""
+        self.path = path
+        self.readonly = readonly
+        self.statistics = CommitStatistics()
+        self._system = system
+        self._use_map = use_map
+        self._use_index = use_index
+        self._lock_timeout_s = lock_timeout_s
+        self._closed = False
+        self._last_tid = NO_TID
+        """What `tid` is while no file is open."""
+        self._lock = threading.Lock()
+        """Guards which log is the current one."""
+        self._directory_synced: Log | None = None
+        """The log whose name will survive a power cut for certain."""
+        self._adopted: tuple[Log, int] | None = None
+        """A log, and its size when its tail was last adopted."""
+        self._next_checkpoint = CHECKPOINT_SIZE
+        self._log: GrowingLog | None = self._open()
+
+    def _open(self, recent: RecentChanges | None = None) -> GrowingLog:
+        try:
+            file = open_log_file(
+                self._system, self.path, readonly=self.readonly, use_map=self._use_map
+            )
+            network = file.network_file_system()
+            if network is not None:
+                # There nobody sees for certain what others write: one process at a time.
+                obtain_lock(file, self._lock_timeout_s, shared=self.readonly)
+            index = None
+            if self._use_index:
+                index = open_index(self._system, self.path, writable=False)
+            log = GrowingLog(file, recent, index=index)
+            log.keeps_lock = network is not None
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise explain_failure(self.path, error) from error
+        return log
+
+    def check_features(self, log: Log) -> None:
+        """Raises UnsupportedFormatError if this release must not write to the log."""
+        unknown = log.features_read_only
+        if unknown:
+            raise UnsupportedFormatError(
+                self.path,
+                f"only a newer release of durus-storage can write to it (features {unknown:#x}); "
+                "readonly=True opens it",
+            )
+
+    @property
+    def tid(self) -> Tid:
+        """The newest transaction that is known here."""
+        log = self._log
+        return self._last_tid if log is None else log.tid
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError(f"{self.path} is closed")
+
+    def check_writable(self) -> None:
+        self.check_open()
+        if self.readonly:
+            raise ReadOnlyError(f"{self.path} is open read-only")
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            log, self._log = self._log, None
+            if log is not None:
+                self._last_tid = log.tid
+                if log.keeps_lock:
+                    log.file.unlock()
+
+    def begin_in_child(self) -> None:
+        """In a process that has just been forked: open the file anew when it is needed."""
+        self._last_tid = self.tid
+        self._lock = threading.Lock()  # a thread that is not here may have had it
+        self._log = None
+
+    # What others have done
+
+    def _current(self) -> GrowingLog:
+        """The log.  The lock is held."""
+        self.check_open()
+        if self._log is None:
+            self._log = self._open()
+        return self._log
+
+    def current(self) -> GrowingLog:
+        """The log as far as it is known in this process."""
+        with self._lock:
+            return self._current()
+
+    def catch_up(self, *, is_alone: bool = False) -> GrowingLog:
+        """The log with all that others have committed; DatabaseReplacedError, StorageError.
+
+        is_alone: whether the caller knows that no thread of this process commits meanwhile.
+        """
+        with self._lock, self._saying("cannot be read"):
+            log, status = self._look()
+            tail = log.catch_up(status.size)
+            if tail.pending and is_alone and self._adopted != (log, tail.size):
+                self._adopt(log)
+        if log.unindexed > 2 * self._next_checkpoint and self._use_index:
+            renew_index(log)
+            self._next_checkpoint += log.unindexed // 2
+        return log
+
+    def _look(self) -> tuple[GrowingLog, FileStatus]:
+        """The log that the path names now.  The lock is held."""
+        log = self._current()
+        try:
+            status = self._system.path_status(self.path)
+        except FileNotFoundError as error:
+            raise DatabaseReplacedError(
+                f"{self.path} was removed, or renamed, while it was open; give it back its name, "
+                "or open what is to be used instead"
+            ) from error
+        if status.identity != log.identity:
+            log = self._log = self._follow(log)
+            status = log.file.status()
+        return log, status
+
+    def _follow(self, log: GrowingLog) -> GrowingLog:
+        """The log that is now in the place of this one: another process has packed it."""
+        log.catch_up()  # what changed in it up to its end
+        packed = self._open(log.recent)
+        if packed.header.database_id != log.header.database_id or not packed.continues(log):
+            if packed.keeps_lock:
+                packed.file.unlock()
+            raise DatabaseReplacedError(
+                f"{self.path} was replaced by another database, or by an older copy, while it was "
+                "open; nothing was written to it.  Close it, and open it anew"
+            )
+        return packed
+
+    def _adopt(self, log: GrowingLog) -> None:
+        """Make visible what a crash has left whole but unmarked, if nobody is committing."""
+        if log.keeps_lock:
+            log.adopt_tail()
+        elif log.file.lock(shared=True):
+            try:
+                log.adopt_tail()
+            finally:
+                log.file.unlock()
+        else:
+            return
+        self._adopted = log, log.catch_up().size
+
+    # Appending
+
+    @contextlib.contextmanager
+    def locked(self, failure: str) -> Iterator[GrowingLog]:
+        """The log, locked, all of it visible, ready to be appended to.
+
+        The caller excludes other threads.  failure: what it means when that cannot be done.
+        Raises StorageLockedError, DatabaseReplacedError, StorageError.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._saying(failure):
+                log = self._lock_current(stack)
+            yield log
+
+    def _lock_current(self, stack: contextlib.ExitStack) -> GrowingLog:
+        self.check_writable()
+        while True:
+            with self._lock:
+                log, _ = self._look()
+            with contextlib.ExitStack() as attempt:
+                if not log.keeps_lock:
+                    hold = hold_lock(log.file, self._lock_timeout_s)
+                    self.statistics.note_lock_wait(attempt.enter_context(hold))
+                status = self._system.path_status(self.path)
+                if status.identity == log.identity:
+                    log.settle_tail(status.size)
+                    self.check_features(log)
+                    self._sync_directory(log)
+                    stack.push(attempt.pop_all())
+                    return log
+
+    def _sync_directory(self, log: Log) -> None:
+        if self._directory_synced is not log:
+            # Else a power cut could take the file's name away, and all commits with it.
+            self._system.sync_directory(os.path.dirname(os.path.realpath(self.path)))
+            self._directory_synced = log
+
+    def replace(self, packed: GrowingLog) -> None:
+        """Go on with a file that has just been put into the place of the locked one."""
+        with self._lock:
+            self._log = packed
+        self._sync_directory(packed)
+        self._next_checkpoint = CHECKPOINT_SIZE
+
+    def checkpoint(self, *, at_least: int | None = None) -> None:
+        """Update the index file, if enough has come since; it never fails.
+
+        The caller excludes other threads.
+        """
+        log = self._log
+        if log is None or self.readonly or not self._use_index:
+            return
+        if log.unindexed >= (self._next_checkpoint if at_least is None else at_least):
+            with contextlib.suppress(OSError, StorageError):
+                write_checkpoint(log)
+            self._next_checkpoint = log.unindexed + CHECKPOINT_SIZE
+
+    @contextlib.contextmanager
+    def _saying(self, failure: str) -> Iterator[None]:
+        """What the operating system refuses in here is a StorageError."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{self.path}: {failure}: {error}") from error
