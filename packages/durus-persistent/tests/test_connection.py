@@ -1,6 +1,8 @@
 """Connections: transactions, the cache, conflicts, failures that leave everything as it was."""
 
+import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +23,7 @@ from durus.error import (
     ObjectError,
     ReadConflictError,
     StorageClosedError,
+    StorageError,
     UnstorableError,
     WriteConflictError,
 )
@@ -973,3 +976,60 @@ def test_an_object_of_a_memory_uri(storage: MemoryStorage) -> None:
     with Connection("memory:") as connection:
         connection.root["a"] = PersistentObject()
         assert connection.commit() is not None
+
+
+def run_forked(work: Callable[[], str]) -> str:
+    """What `work` returns in a forked child."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            answer = work()
+        except BaseException as error:
+            answer = repr(error)
+        os.write(writing, answer.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    with open(reading, "rb") as answers:
+        return answers.read().decode()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_transaction_does_not_go_on_in_a_forked_child() -> None:
+    connection = Connection(MemoryStorage())
+    root = connection.get_root()
+    root["one"] = PersistentDict()
+    connection.commit()
+    root["two"] = PersistentDict()
+    ghost = root["one"]
+    ghost._p_set_status_ghost()
+
+    def commit() -> str:
+        with pytest.raises(StorageError, match=r"before it forked this one.*abort\(\) begins"):
+            connection.commit()
+        with pytest.raises(StorageError, match="before it forked this one"):
+            len(ghost)
+        connection.abort()
+        return repr(sorted(root))
+
+    assert run_forked(commit) == "['one']"
+    connection.commit()
+    assert sorted(root) == ["one", "two"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_uses_no_oids_that_its_parent_had_reserved() -> None:
+    storage = MemoryStorage()
+    connection = Connection(storage)
+    root = connection.get_root()
+    root["bad"] = [PersistentDict(), lambda: None]
+    with pytest.raises(UnstorableError):
+        connection.commit()  # its new object's oid is not used up
+    del root["bad"]
+
+    def next_oid() -> str:
+        connection.abort()
+        return connection.new_oid().hex()
+
+    assert run_forked(next_oid) != connection.new_oid().hex()

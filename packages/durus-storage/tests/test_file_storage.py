@@ -692,7 +692,7 @@ def test_a_transaction_of_a_newer_release_is_refused(path: Path) -> None:
     file_id, offset = header_of(path).file_id, path.stat().st_size
     record = bytearray(b"\0\0\0\0" + bytes(8) + b"\1\0" + bytes(9) + b"\1s")  # codec 1
     record[:4] = zlib.crc32(record[4:]).to_bytes(4)
-    content = encode_transaction(
+    _, content = encode_transaction(
         file_id,
         offset,
         tid=Tid(7),

@@ -50,7 +50,7 @@ class FileInParts:
         """One that writes the root; only the first part of it if `kept` is less than 1."""
         offset = self.size
         record = encode_record(ROOT_OID, Record(b"class", b"state %d" % tid, b""))
-        content = encode_transaction(
+        _, content = encode_transaction(
             FILE_ID,
             offset,
             tid=Tid(tid),

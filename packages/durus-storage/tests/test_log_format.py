@@ -85,7 +85,7 @@ def test_a_transaction_comes_back(
 ) -> None:
     tid, transaction_id, next_oid = identity
     encoded = [(oid, slot, encode_record(oid, r)) for oid, (slot, r) in sorted(writes.items())]
-    content = encode_transaction(
+    _, content = encode_transaction(
         FILE_ID,
         offset,
         tid=Tid(tid),
@@ -151,7 +151,7 @@ def test_a_file_header_comes_back(identity: bytes, fields: tuple[int, ...]) -> N
 
 def test_every_flipped_bit_is_found() -> None:
     record = encode_record(Oid(bytes(8)), Record(b"class", b"state", bytes(8)))
-    transaction = encode_transaction(
+    _, transaction = encode_transaction(
         FILE_ID,
         500,
         tid=Tid(7),
@@ -184,7 +184,7 @@ def test_every_flipped_bit_is_found() -> None:
 
 def test_an_extension_is_tags_with_lengths() -> None:
     def decode(extension: bytes) -> LoggedTransaction | None:
-        content = encode_transaction(
+        _, content = encode_transaction(
             FILE_ID,
             500,
             tid=Tid(1),

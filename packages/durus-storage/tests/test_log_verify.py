@@ -31,7 +31,7 @@ def write_log(path: Path, *transactions: tuple[int, int, Written]) -> None:
     header = FileHeader(database_id=FILE_ID, file_id=FILE_ID, created_ns=0)
     content = encode_file_header(header)
     for tid, next_oid, records in transactions:
-        content += encode_transaction(
+        _, transaction = encode_transaction(
             FILE_ID,
             len(content),
             tid=Tid(tid),
@@ -40,6 +40,7 @@ def write_log(path: Path, *transactions: tuple[int, int, Written]) -> None:
             next_oid=next_oid,
             records=records,
         )
+        content += transaction
         content += encode_mark(FILE_ID, Mark(len(content), Tid(tid)))
     path.write_bytes(content)
 

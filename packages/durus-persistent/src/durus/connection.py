@@ -352,6 +352,7 @@ class Connection(ConnectionBase, Generic[R]):
         """Commit these objects and the new ones that they lead to."""
         if self._writer is not None:
             raise UnstorableError("commit() was called by a __getstate__, in the middle of another")
+        self._view.check_process()
         writer = self._writer = ObjectWriter(self, self.reader.policy)
         try:
             written = self._make_records(writer, objects)
@@ -430,6 +431,8 @@ class Connection(ConnectionBase, Generic[R]):
     def _begin(self, result: CommitResult | None = None) -> None:
         """Begin the next transaction, after a commit with `result`."""
         if result is None:
+            if self._view.is_inherited:
+                self._spare_oids.clear()  # they are the parent's
             self._view.begin()
         else:
             self._view.finish(result)

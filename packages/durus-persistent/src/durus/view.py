@@ -6,6 +6,7 @@ never loaded next to what was accessed at S*.  Either nothing accessed has chang
 to the newest transaction and `forget` is called with what changed; or ReadConflictError.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -33,7 +34,8 @@ class View:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The snapshot; StorageClosedError after close()."""
+        """The snapshot; StorageClosedError after close(), StorageError in a forked child."""
+        self.check_process()
         if self._snapshot is None:
             self._renew()
             assert self._snapshot is not None
@@ -42,11 +44,25 @@ class View:
     def _use(self, snapshot: Snapshot) -> None:
         self._drop_snapshot()
         self._snapshot = snapshot
+        self._pid = os.getpid()
         self._tid = snapshot.tid
         """What the connection's objects are up to date with: S, or what it committed after it."""
         # What others committed after S, as far as it was asked for (None: too much to tell).
         self._changed: frozenset[Oid] | None = frozenset()
         self._changed_until = snapshot.tid
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked after the transaction was begun."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raises StorageError in a process that was forked after the transaction was begun."""
+        if self.is_inherited:
+            raise StorageError(
+                f"this transaction was begun by process {self._pid} before it forked this one, and "
+                "cannot go on here: abort() begins a new one"
+            )
 
     def _drop_snapshot(self) -> None:
         if self._snapshot is not None:
@@ -102,6 +118,7 @@ class View:
 
     def _check(self, oid: Oid) -> None:
         """Move on, or conflict, if `oid` was changed after S."""
+        self.check_process()
         until = self.storage.tid
         if self._changed_until != until:
             more = self.storage.changes(self._changed_until, until)

@@ -282,6 +282,11 @@ class Log(LogReader):
                 raise self.corrupt(
                     offset, "the entry is damaged, and was whole once: there is a mark after it"
                 )
+        for mark in self.search_displaced(start, size):
+            if mark.tid > last and mark.synced:
+                raise self.corrupt(
+                    offset, "bytes were inserted or lost here: there is a mark out of its place"
+                )
         self._searched = (offset, max(start, size - MARK_SIZE))
         return None
 

@@ -12,15 +12,7 @@ from dataclasses import dataclass, field
 from durus.error import DanglingReferenceError, WriteConflictError
 from durus.interfaces import CHANGES_MAX, CommitResult, Oid, Tid, Transaction, check_created
 from durus.log import Log
-from durus.log_format import (
-    FIXED_SIZE,
-    LoggedTransaction,
-    TransactionHead,
-    decode_entry_head,
-    decode_transaction,
-    encode_record,
-    encode_transaction,
-)
+from durus.log_format import LoggedTransaction, encode_record, encode_transaction
 from durus.record import split_oids
 
 __all__ = ["Batch", "PreparedTransaction", "find_changes"]
@@ -69,7 +61,7 @@ class Batch:
     transactions: list[LoggedTransaction] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
     _slots: dict[Oid, int] = field(default_factory=dict)
-    """Those of what these transactions write."""
+    """Those of what they write, but for the last one."""
 
     @property
     def content(self) -> bytes:
@@ -83,12 +75,14 @@ class Batch:
         then the batch is as it was.
         """
         log, transaction = self.log, prepared.transaction
+        last = self.transactions[-1] if self.transactions else None
+        for entry in last.entries() if last else ():
+            self._slots[Oid(entry.oid.to_bytes(8))] = entry.slot
         slots = {oid: self._find_slot(oid) for oid, _ in prepared.records}
         changed = self._validate(prepared, slots)
-        last = self.transactions[-1] if self.transactions else None
         tid = Tid(max(time.time_ns(), (last.tid if last else log.tid) + 1))
         next_oid = last.head.next_oid if last else log.next_oid
-        content = encode_transaction(
+        logged, content = encode_transaction(
             log.header.file_id,
             last.end if last else log.end,
             tid=tid,
@@ -99,19 +93,9 @@ class Batch:
             note=transaction.note,
             records=[(oid, slots[oid], record) for oid, record in prepared.records],
         )
-        logged = self._decode(content, last.end if last else log.end)
         self.transactions.append(logged)
         self.parts.append(content)
-        for entry in logged.entries():
-            self._slots[Oid(entry.oid.to_bytes(8))] = entry.slot
         return CommitResult(tid, changed)
-
-    def _decode(self, content: bytes, offset: int) -> LoggedTransaction:
-        head = decode_entry_head(self.log.header.file_id, offset, content[:FIXED_SIZE])
-        assert isinstance(head, TransactionHead)
-        logged = decode_transaction(head, content[FIXED_SIZE : FIXED_SIZE + head.rest_size])
-        assert logged is not None
-        return logged
 
     def _find_slot(self, oid: Oid) -> int:
         return self._slots.get(oid) or self.log.find_slot(oid)

@@ -97,6 +97,7 @@ __all__ = [
     "encode_reservation",
     "encode_transaction",
     "encode_void",
+    "find_displaced_mark",
     "measure_record",
 ]
 
@@ -122,6 +123,8 @@ FLAGS_REFUSE: Final = 0xFF
 FLAGS_READ_ONLY: Final = 0xFF00
 """Who meets one of these flags in a transaction may read only; higher ones may be ignored."""
 
+_DISPLACEMENT_MAX: Final = 1024
+"""If no more bytes than this were inserted or lost, the marks after them are recognised."""
 _KIND_REMOVED: Final = 1
 _CODEC_OF_ALL: Final = 128
 """From this codec on all that follows the record's head is one block."""
@@ -261,8 +264,7 @@ class Reservation:
         return self.offset + RESERVATION_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionHead:
+class TransactionHead(NamedTuple):
     """The fixed part of a transaction: enough to know its tid and its extent."""
 
     offset: int
@@ -306,8 +308,7 @@ class DirectoryEntry(NamedTuple):
     """The bytes of the record, without the head of its slot."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedTransaction:
+class LoggedTransaction(NamedTuple):
     """A transaction without its records."""
 
     head: TransactionHead
@@ -368,6 +369,23 @@ Entry = LoggedTransaction | Mark | Void | Reservation
 def encode_mark(file_id: bytes, mark: Mark) -> bytes:
     content = _MARK.pack(MARK_TAG, 0, MARK_SIZE, mark.tid, mark.flags, MARK_SIZE, END_TAG)
     return _with_crc(file_id, mark.offset, content)
+
+
+def find_displaced_mark(file_id: bytes, offset: int, content: bytes) -> Mark | None:
+    """The mark that begins at `offset`, as it was where it was written, if that is near by.
+
+    None if there is none, or it is in its place.
+    """
+    if len(content) < MARK_SIZE:
+        return None
+    tag, crc, size, tid, flags, size_again, end_tag = _MARK.unpack_from(content)
+    if (tag, size, size_again, end_tag) != (MARK_TAG, MARK_SIZE, MARK_SIZE, END_TAG):
+        return None
+    checked = content[8 : MARK_SIZE - TRAILER_SIZE]
+    for place in range(max(0, offset - _DISPLACEMENT_MAX), offset + _DISPLACEMENT_MAX + 1):
+        if place != offset and _crc(file_id, place, checked) == crc:
+            return Mark(place, Tid(tid), flags)
+    return None
 
 
 def encode_void(file_id: bytes, void: Void) -> bytes:
@@ -458,8 +476,8 @@ def encode_transaction(
     extension: bytes = b"",
     flags: int = 0,
     records: Sequence[tuple[Oid, int, bytes]],
-) -> bytes:
-    """A transaction to be written at `offset`.
+) -> tuple[LoggedTransaction, bytes]:
+    """A transaction to be written at `offset`, as it will be read, and as bytes.
 
     records: oid, slot of the previous revision (or 0), encoded record; ascending oids.
     Raises StorageError when it is too large.
@@ -481,22 +499,25 @@ def encode_transaction(
             f"the transaction takes {size} bytes, and {TRANSACTION_SIZE_MAX} is the most: commit "
             "more often"
         )
-    fixed = _TRANSACTION.pack(
-        TRANSACTION_TAG,
-        0,
+    head = TransactionHead(
+        offset,
         size,
         tid,
         time_ns,
         id,
         next_oid,
         len(records),
-        *map(len, texts),
+        len(texts[0]),
+        len(texts[1]),
+        len(texts[2]),
         flags,
         zlib.crc32(rest),
     )
+    fixed = _TRANSACTION.pack(TRANSACTION_TAG, 0, *head[1:])
     crc = _crc(file_id, offset, fixed[8:])
     trailer = _TRAILER.pack(size, END_TAG)
-    return b"".join([fixed[:4], crc.to_bytes(4), fixed[8:], rest, *slots, trailer])
+    content = b"".join([fixed[:4], crc.to_bytes(4), fixed[8:], rest, *slots, trailer])
+    return LoggedTransaction(head, user, note, extension, b"".join(directory)), content
 
 
 def decode_trailer(content: bytes) -> int | None:

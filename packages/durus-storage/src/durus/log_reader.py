@@ -4,8 +4,9 @@
 compared with its checksum, and with what leads to it.
 """
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from durus.error import CorruptionError, UnsupportedFormatError
@@ -14,6 +15,7 @@ from durus.log_file import LogFile
 from durus.log_format import (
     FIXED_SIZE,
     FLAGS_REFUSE,
+    MARK_SIZE,
     MARK_TAG,
     RECORD_HEAD_SIZE,
     SLOT_HEAD_SIZE,
@@ -32,6 +34,7 @@ from durus.log_format import (
     decode_record,
     decode_trailer,
     decode_transaction,
+    find_displaced_mark,
     measure_record,
 )
 from durus.log_open import read_file_header
@@ -42,6 +45,8 @@ _ENTRY_READ_SIZE: Final = 4096
 """So much is read at the start of an entry, to have all of a small one at once."""
 _RECORD_READ_SIZE: Final = 512
 _SEARCH_SIZE_MAX: Final = 1 << 20
+_DISPLACED_MAX: Final = 64
+"""So many places are looked at for a displaced mark, each of which takes a while."""
 
 
 class LogReader:
@@ -122,14 +127,27 @@ class LogReader:
 
     def search(self, offset: int, limit: int) -> Iterator[Mark | Void]:
         """The valid marks and voids from `offset` on, whatever is between them."""
+        for place in self._find_tags((MARK_TAG, VOID_TAG), offset, limit):
+            entry = self.read_entry(place, limit)
+            if isinstance(entry, Mark | Void):
+                yield entry
+
+    def search_displaced(self, offset: int, limit: int) -> Iterator[Mark]:
+        """The marks from `offset` on that were written somewhat before or after where they are."""
+        places = self._find_tags((MARK_TAG,), offset, limit)
+        for place in itertools.islice(places, _DISPLACED_MAX):
+            content = self.file.read(place, MARK_SIZE)
+            mark = find_displaced_mark(self.header.file_id, place, content)
+            if mark is not None:
+                yield mark
+
+    def _find_tags(self, tags: Sequence[bytes], offset: int, limit: int) -> Iterator[int]:
+        pattern = b"|".join(map(re.escape, tags))
         size = _ENTRY_READ_SIZE
         while offset < limit:
             content = self.file.read(offset, min(size, limit - offset))
-            for found in re.finditer(re.escape(MARK_TAG) + b"|" + re.escape(VOID_TAG), content):
-                place = offset + found.start()
-                entry = self.read_entry(place, limit)
-                if isinstance(entry, Mark | Void):
-                    yield entry
+            for found in re.finditer(pattern, content):
+                yield offset + found.start()
             if len(content) < size:
                 return
             offset += len(content) - len(MARK_TAG) + 1

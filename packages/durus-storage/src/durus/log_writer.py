@@ -11,12 +11,8 @@ from typing import Final
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
-    FIXED_SIZE,
     FileHeader,
     Mark,
-    TransactionHead,
-    decode_entry_head,
-    decode_transaction,
     encode_file_header,
     encode_mark,
     encode_transaction,
@@ -63,7 +59,7 @@ class LogWriter:
         """
         if tid <= self.tid:
             raise ValueError(f"tid {tid} does not come after tid {self.tid}")
-        content = encode_transaction(
+        transaction, content = encode_transaction(
             self._file_id,
             self._end,
             tid=tid,
@@ -77,10 +73,6 @@ class LogWriter:
             records=[(oid, self.index.find(oid), record) for oid, record in records],
         )
         self._file.append(content)
-        head = decode_entry_head(self._file_id, self._end, content[:FIXED_SIZE])
-        assert isinstance(head, TransactionHead)
-        transaction = decode_transaction(head, content[FIXED_SIZE : FIXED_SIZE + head.rest_size])
-        assert transaction is not None
         self.index.add(transaction)
         self.tid = tid
         self._end += len(content)

@@ -24,7 +24,7 @@ from durus.index_checkpoint import CHECKPOINT_SIZE, open_index, renew_index, wri
 from durus.interfaces import NO_TID, Tid
 from durus.log import Log
 from durus.log_index import RecentChanges
-from durus.log_lock import hold_lock, obtain_lock
+from durus.log_lock import obtain_lock
 from durus.log_open import explain_failure, open_log_file
 
 __all__ = ["CommitStatistics", "SharedLog"]
@@ -184,17 +184,20 @@ class SharedLog:
     def _look(self) -> tuple[GrowingLog, FileStatus]:
         """The log that the path names now.  The lock is held."""
         log = self._current()
+        status = self._path_status()
+        if status.identity != log.identity:
+            log = self._log = self._follow(log)
+            status = log.file.status()
+        return log, status
+
+    def _path_status(self) -> FileStatus:
         try:
-            status = self._system.path_status(self.path)
+            return self._system.path_status(self.path)
         except FileNotFoundError as error:
             raise DatabaseReplacedError(
                 f"{self.path} was removed, or renamed, while it was open; give it back its name, "
                 "or open what is to be used instead"
             ) from error
-        if status.identity != log.identity:
-            log = self._log = self._follow(log)
-            status = log.file.status()
-        return log, status
 
     def _follow(self, log: GrowingLog) -> GrowingLog:
         """The log that is now in the place of this one: another process has packed it."""
@@ -231,27 +234,36 @@ class SharedLog:
         The caller excludes other threads.  failure: what it means when that cannot be done.
         Raises StorageLockedError, DatabaseReplacedError, StorageError.
         """
-        with contextlib.ExitStack() as stack:
-            with self._saying(failure):
-                log = self._lock_current(stack)
-            yield log
-
-    def _lock_current(self, stack: contextlib.ExitStack) -> GrowingLog:
         self.check_writable()
-        while True:
-            with self._lock:
-                log, _ = self._look()
-            with contextlib.ExitStack() as attempt:
-                if not log.keeps_lock:
-                    hold = hold_lock(log.file, self._lock_timeout_s)
-                    self.statistics.note_lock_wait(attempt.enter_context(hold))
-                status = self._system.path_status(self.path)
-                if status.identity == log.identity:
-                    log.settle_tail(status.size)
-                    self.check_features(log)
-                    self._sync_directory(log)
-                    stack.push(attempt.pop_all())
-                    return log
+        log = self.current()
+        try:
+            with self._saying(failure):
+                while not self._is_locked_and_ready(log):
+                    log = self._unlock_and_follow(log)
+            yield log
+        finally:
+            self._unlock(log)
+
+    def _is_locked_and_ready(self, log: GrowingLog) -> bool:
+        """Lock a log; False if it is not the current one any more."""
+        if not log.keeps_lock:
+            self.statistics.note_lock_wait(obtain_lock(log.file, self._lock_timeout_s))
+        status = self._path_status()
+        if status.identity != log.identity:
+            return False
+        log.settle_tail(status.size)
+        self.check_features(log)
+        self._sync_directory(log)
+        return True
+
+    def _unlock_and_follow(self, log: GrowingLog) -> GrowingLog:
+        self._unlock(log)
+        with self._lock:
+            return self._look()[0]
+
+    def _unlock(self, log: GrowingLog) -> None:
+        if not log.keeps_lock:
+            log.file.unlock()
 
     def _sync_directory(self, log: Log) -> None:
         if self._directory_synced is not log:
