@@ -16,7 +16,7 @@ def main(options: list[str]) -> int:
     """The worst exit status of the runs of mypy; all are run."""
     distributions = read_distributions().values()
     shared = [*(d.source for d in distributions), ROOT / "scripts", ROOT / "tests"]
-    shared.append(ROOT / "examples")
+    shared += [ROOT / "examples", ROOT / "bench"]
     runs = [shared, *([distribution.folder / "tests"] for distribution in distributions)]
     worst = 0
     for run in runs:

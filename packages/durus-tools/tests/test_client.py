@@ -96,11 +96,12 @@ def test_readonly_takes_no_lock_and_refuses_to_commit(durus: Durus, database: Pa
     assert (database.read_bytes(), database.stat().st_mtime_ns) == before
 
 
-def test_a_file_that_is_open_elsewhere_is_one_line(durus: Durus, database: Path) -> None:
-    with FileStorage(database):
-        finished = durus("-c", "--file", database)
+def test_a_file_of_4_x_that_is_open_elsewhere_is_one_line(durus: Durus, tmp_path: Path) -> None:
+    path = tmp_path / "file.shelf"
+    with FileStorage(path, format="shelf"):
+        finished = durus("-c", "--file", path)
     assert finished.returncode == 2
-    assert finished.stderr.startswith(f"durus: {database}: ")
+    assert finished.stderr.startswith(f"durus: {path}: ")
     assert finished.stderr.count("\n") == 1
 
 

@@ -29,13 +29,30 @@ def test_what_is_no_longer_needed_goes(durus: Durus, database: Path, call: list[
         assert connection.get(1) is None
 
 
-def test_a_file_that_is_open_elsewhere_is_not_packed(durus: Durus, database: Path) -> None:
-    with FileStorage(database):
-        before = database.read_bytes()
-        finished = durus("pack", database)
-        assert database.read_bytes() == before
+def test_a_file_that_is_open_elsewhere_is_packed(durus: Durus, database: Path) -> None:
+    with FileStorage(database) as storage:
+        connection = Connection(storage)
+        root = connection.get_root()
+        root["pad"] = "x" * 100_000
+        connection.commit()
+        del root["pad"]
+        connection.commit()
+        assert durus("pack", database).returncode == 0
+        assert database.stat().st_size < 50_000
+        root["after"] = 1
+        connection.commit()
+    with FileStorage(database) as storage:
+        assert Connection(storage).get_root()["after"] == 1
+
+
+def test_a_file_of_4_x_that_is_open_elsewhere_is_not_packed(durus: Durus, tmp_path: Path) -> None:
+    path = tmp_path / "file.shelf"
+    with FileStorage(path, format="shelf"):
+        before = path.read_bytes()
+        finished = durus("pack", path)
+        assert path.read_bytes() == before
     assert finished.returncode == 2
-    assert finished.stderr.startswith(f"durus: {database}: ")
+    assert finished.stderr.startswith(f"durus: {path}: ")
     assert finished.stderr.count("\n") == 1
     assert finished.stdout == ""
 

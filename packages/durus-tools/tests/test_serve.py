@@ -28,11 +28,12 @@ def test_a_wrong_call_is_one_line(durus: Durus, mistake: list[str]) -> None:
     assert finished.stderr.count("\n") == 1
 
 
-def test_a_file_that_is_open_elsewhere_is_one_line(durus: Durus, database: Path) -> None:
-    with FileStorage(database):
-        finished = durus("serve", "--file", database, "--port", "0")
+def test_a_file_of_4_x_that_is_open_elsewhere_is_one_line(durus: Durus, tmp_path: Path) -> None:
+    path = tmp_path / "file.shelf"
+    with FileStorage(path, format="shelf"):
+        finished = durus("serve", "--file", path, "--port", "0")
     assert finished.returncode != 0
-    assert str(database) in finished.stderr
+    assert str(path) in finished.stderr
     assert finished.stderr.count("\n") == 1
 
 

@@ -1,6 +1,8 @@
 """`durus stats`."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from durus.connection import Connection
 from durus.file_storage import FileStorage
 from durus.interfaces import Oid, Record, Transaction
 from durus.oid_set import OidSet
+from durus.persistent_list import PersistentList
 
 Durus = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -39,7 +42,8 @@ def write_classes(path: Path, class_pickles: list[bytes]) -> None:
 
 def test_objects_and_bytes_are_counted_by_class(durus: Durus, database: Path) -> None:
     report = json.loads(durus("stats", database, "--json").stdout)
-    classes = report.pop("classes")
+    classes, log = report.pop("classes"), report.pop("log")
+    assert log["index_state"] == "none"
     assert classes.keys() == {
         "durus.persistent_dict.PersistentDict",
         "durus.btree.BTree",
@@ -65,16 +69,52 @@ def test_objects_and_bytes_are_counted_by_class(durus: Durus, database: Path) ->
 def test_the_text_has_a_line_for_each_class(durus: Durus, database: Path) -> None:
     finished = durus("stats", database)
     assert finished.stderr == ""
-    first, second, *table = finished.stdout.splitlines()
+    first, second, lock, sync, index, *table = finished.stdout.splitlines()
     assert first.startswith(f"{database}: ")
     assert first.endswith(f"{database.stat().st_size:,} bytes")
     assert second.startswith("newest transaction: tid ")
+    assert lock.startswith("lock: free, after ")
+    assert sync.startswith("sync: ")
+    assert index.startswith("index: none, and ")
     assert [line.split()[::2] for line in table[1:-1]] == [
         ["1", "durus.btree.BNode16"],
         ["1", "durus.btree.BTree"],
         ["1", "durus.persistent_dict.PersistentDict"],
     ]
     assert table[-1].split()[0] == "3"
+
+
+def test_it_says_who_has_the_file_locked(durus: Durus, database: Path) -> None:
+    with database.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        finished = durus("stats", database)
+        report = json.loads(durus("stats", database, "--json").stdout)["log"]
+    assert finished.returncode == 0
+    who = f"process {os.getpid()}" if sys.platform == "linux" else ""
+    assert f"lock: {who}" in finished.stdout
+    assert "has had it for more than a second" in finished.stdout
+    assert report["lock_wait_s"] is None
+    if sys.platform == "linux":
+        assert report["lock_holder"] == {"pid": os.getpid(), "state": "running"}
+
+
+def test_it_says_how_the_index_is(durus: Durus, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with Connection(str(path)) as connection:
+        connection.root["many"] = [PersistentList() for _ in range(2000)]
+        connection.commit()
+    index = path.with_name("file.index")
+    size = index.stat().st_size
+    report = json.loads(durus("stats", path, "--json").stdout)["log"]
+    assert (report["index_state"], report["index_bytes"]) == ("in use", size)
+    assert report["unindexed"] == 0
+    index.write_bytes(bytes(size))
+    report = json.loads(durus("stats", path, "--json").stdout)["log"]
+    assert report["index_state"] == "damaged"
+    assert report["unindexed"] > 2000
+    with path.open("ab") as file:
+        file.write(b"torn")
+    assert "unfinished: 4 bytes at the end" in durus("stats", path).stdout
 
 
 def test_what_cannot_be_reached_is_not_counted(durus: Durus, database: Path) -> None:

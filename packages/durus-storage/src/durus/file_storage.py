@@ -123,6 +123,8 @@ class FileStorage(ClassicCalls):
             return super().__new__(cls)
         from durus.formats import STORAGE_CLASSES  # in which this class is, too
 
+        if options:
+            raise ValueError(f"{filename}: only a log has the options {', '.join(options)}")
         if found not in STORAGE_CLASSES:
             known = ", ".join(STORAGE_CLASSES)
             raise ValueError(f"no file of the format {format!r} can be made, only {known}")
@@ -239,10 +241,12 @@ class FileStorage(ClassicCalls):
 
     def _catch_up(self) -> GrowingLog:
         """The log, with what others have committed."""
-        with self._commits.exclude_now() as is_alone:
-            if is_alone:
-                return self._shared.catch_up(is_alone=True)
-        return self._shared.catch_up()
+        log = self._shared.catch_up()
+        if log.has_pending:
+            with self._commits.exclude_now() as is_alone:
+                if is_alone:
+                    return self._shared.adopt_tail()
+        return log
 
     def snapshot(self, at: Tid | None = None) -> Snapshot:
         log = self._catch_up()

@@ -61,7 +61,8 @@ class GrowingLog(Log):
             self._append_mark(whole[-1].tid)
         elif not self._settled.is_marked:
             self._append_mark(self.tid)
-        self.catch_up()
+        if self.catch_up().pending:  # its void is just what a torn one lacked to look like one
+            self.settle_tail()
 
     def _split_tail(self, tail: Tail) -> tuple[list[LoggedTransaction], int]:
         """The whole transactions at the end, and where what is not whole begins."""

@@ -127,8 +127,11 @@ class IndexFile(OpenFile):
     def create(cls, system: System, path: str, mode: int, file_id: bytes) -> Self:
         """A new one, which covers nothing; OSError."""
         empty = IndexHeader(file_id, Anchor(), Anchor(), next_oid=0, features_read_only=0)
-        file = OpenFile(system, path, system.create(path, mode))
-        system.append(file._fd, encode_header(empty))
+        fd = system.create(path, mode)
+        try:
+            system.append(fd, encode_header(empty))
+        finally:
+            system.close(fd)
         return cls.open(system, path, writable=True)
 
     def _read_header(self) -> IndexHeader:

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from durus.error import CorruptionError
 from durus.index_file import Anchor, IndexDamagedError, IndexFile
 from durus.interfaces import NO_TID, Oid, Revision, Tid
 from durus.log_file import LogFile
@@ -167,6 +168,11 @@ class Log(LogReader):
     def tid(self) -> Tid:
         """The newest visible transaction."""
         return self._settled.tid
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether transactions follow that no mark has made visible."""
+        return bool(self._tail.pending)
 
     @property
     def end(self) -> int:
@@ -318,11 +324,17 @@ class Log(LogReader):
 
         Raises CorruptionError, and UnsupportedFormatError for what newer releases store.
         """
-        return next(self.revisions(oid, at), None)
+        try:
+            slot, _ = self.index.find(int.from_bytes(oid))
+            return next(self._revisions_from(slot, oid, at), None)
+        except (CorruptionError, IndexDamagedError):  # perhaps not the log, but the index
+            return next(self.revisions(oid, at), None)
 
     def revisions(self, oid: Oid, at: Tid) -> Iterator[Revision]:
         """All revisions of `oid` that are not newer than `at`, newest first."""
-        slot = self.find_slot(oid)
+        return self._revisions_from(self.find_slot(oid), oid, at)
+
+    def _revisions_from(self, slot: int, oid: Oid, at: Tid) -> Iterator[Revision]:
         while slot:
             start, head = self.read_slot(slot, oid)
             if head.tid <= at:

@@ -166,19 +166,26 @@ class SharedLog:
         with self._lock:
             return self._current()
 
-    def catch_up(self, *, is_alone: bool = False) -> GrowingLog:
-        """The log with all that others have committed; DatabaseReplacedError, StorageError.
+    def catch_up(self) -> GrowingLog:
+        """The log with all that others have committed; DatabaseReplacedError, StorageError."""
+        with self._lock, self._saying("cannot be read"):
+            log, status = self._look()
+            log.catch_up(status.size)
+        if log.unindexed > 2 * self._next_checkpoint and self._use_index:
+            renew_index(log)
+            self._next_checkpoint += log.unindexed // 2  # not much if that was of use
+        return log
 
-        is_alone: whether the caller knows that no thread of this process commits meanwhile.
+    def adopt_tail(self) -> GrowingLog:
+        """The same, with what a crash has left whole but unmarked, if nobody is committing.
+
+        The caller excludes other threads.
         """
         with self._lock, self._saying("cannot be read"):
             log, status = self._look()
             tail = log.catch_up(status.size)
-            if tail.pending and is_alone and self._adopted != (log, tail.size):
+            if tail.pending and self._adopted != (log, tail.size):
                 self._adopt(log)
-        if log.unindexed > 2 * self._next_checkpoint and self._use_index:
-            renew_index(log)
-            self._next_checkpoint += log.unindexed // 2
         return log
 
     def _look(self) -> tuple[GrowingLog, FileStatus]:
@@ -213,7 +220,6 @@ class SharedLog:
         return packed
 
     def _adopt(self, log: GrowingLog) -> None:
-        """Make visible what a crash has left whole but unmarked, if nobody is committing."""
         if log.keeps_lock:
             log.adopt_tail()
         elif log.file.lock(shared=True):

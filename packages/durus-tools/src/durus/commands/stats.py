@@ -27,6 +27,7 @@ from durus.error import ObjectError
 from durus.file_format import FileFormat
 from durus.formats import find_format
 from durus.interfaces import Record, Tid
+from durus.log_state import LogState, look_at_log
 
 __all__ = ["stats"]
 
@@ -48,6 +49,7 @@ class _Census:
     file_bytes: int
     tid: Tid | None = None
     """None when the format knows none."""
+    log: LogState | None = None
     classes: dict[str, _Count] = field(default_factory=dict)
     total: _Count = field(default_factory=_Count)
 
@@ -75,7 +77,8 @@ def stats(path: str, as_json: bool) -> None:
     """Count the objects of FILE that can be reached from the root, by class.
 
     The bytes are those of their records, before compression.  Classes are not imported; '?' stands
-    for what is no class.
+    for what is no class.  Of a log it is also said who has it locked, how long a lock and a sync
+    take (a small file is written beside it for that), and how its index is.
     """
     with about(path), ProgressBar(f"Reading {path}") as progress:
         census = _take_census(path, progress)
@@ -85,6 +88,9 @@ def stats(path: str, as_json: bool) -> None:
         echo(f"{path}: {census.file_format.description}, {census.file_bytes:,} bytes")
         if census.tid is not None:
             echo(f"newest transaction: tid {census.tid}")
+        if census.log is not None:
+            for line in _describe(census.log):
+                echo(line)
         if sys.stdout is not None and sys.stdout.isatty():
             _print_table(census)
         else:
@@ -101,7 +107,27 @@ def _take_census(path: str, progress: ProgressBar) -> _Census:
         for _, (_, record) in crawl_snapshot(snapshot):
             census.add(record)
             progress(census.total.objects)
+    if file_format.name == "log":
+        census.log = look_at_log(path)
     return census
+
+
+def _describe(log: LogState) -> Iterator[str]:
+    if log.lock_wait_s is None:
+        yield f"lock: {log.lock_holder or 'somebody'} has had it for more than a second"
+    else:
+        yield f"lock: free, after {1000 * log.lock_wait_s:.1f} ms"
+    if log.sync_s is None:
+        yield "sync: unknown, as the folder cannot be written"
+    else:
+        yield f"sync: {1000 * log.sync_s:.2f} ms for 4 KiB"
+    if log.index_state == "none":
+        yield f"index: none, and {log.unindexed:,} records and transactions"
+    else:
+        rest = f"{log.unindexed:,} records and transactions after it"
+        yield f"index: {log.index_state}, {log.index_bytes:,} bytes; {rest}"
+    if log.unfinished_bytes:
+        yield f"unfinished: {log.unfinished_bytes:,} bytes at the end, which the next commit seals"
 
 
 def _print_json(path: str, census: _Census) -> None:
@@ -113,12 +139,21 @@ def _print_json(path: str, census: _Census) -> None:
             "tid": census.tid,
             "objects": census.total.objects,
             "bytes": census.total.bytes,
+            "log": None if census.log is None else _log_as_json(census.log),
             "classes": {
                 name: {"objects": count.objects, "bytes": count.bytes}
                 for name, count in census.by_count()
             },
         }
     )
+
+
+def _log_as_json(log: LogState) -> dict[str, object]:
+    holder = log.lock_holder
+    return {
+        **log._asdict(),
+        "lock_holder": None if holder is None else {"pid": holder.pid, "state": holder.state},
+    }
 
 
 def _print_plain(census: _Census) -> None:
