@@ -15,7 +15,9 @@ import pytest
 from durus.connection import Connection
 from durus.error import ReadOnlyError, WriteConflictError
 from durus.interfaces import ROOT_OID, Oid
-from durus.sqlite_storage import SqliteStorage, read_sqlite, verify_sqlite, write_sqlite
+from durus.sqlite_copy import read_sqlite, write_sqlite
+from durus.sqlite_storage import SqliteStorage
+from durus.sqlite_verify import verify_sqlite
 from durus.storage import open_storage
 from durus.testing.storage_contract import commit, create, make_record, value_of
 from scripts.environments import run

@@ -16,7 +16,9 @@ from durus.error import HistoryUnavailableError, NotADatabaseError, StorageError
 from durus.file_format import Finding, StoredDatabase, StoredTransaction
 from durus.interfaces import NO_TID, OID_LIMIT, ROOT_OID, Oid, Record, Tid
 from durus.record import record_to_classic
-from durus.sqlite_storage import SqliteStorage, read_sqlite, verify_sqlite, write_sqlite
+from durus.sqlite_copy import read_sqlite, write_sqlite
+from durus.sqlite_storage import SqliteStorage
+from durus.sqlite_verify import verify_sqlite
 from durus.testing.storage_contract import commit, create, make_record, make_transaction, value_of
 
 
@@ -205,7 +207,9 @@ def test_memory_does_not_grow_with_the_database(path: Path) -> None:
         import os, resource, sys
         from durus.file_format import StoredDatabase, StoredTransaction
         from durus.interfaces import Record
-        from durus.sqlite_storage import SqliteStorage, read_sqlite, verify_sqlite, write_sqlite
+        from durus.sqlite_copy import read_sqlite, write_sqlite
+        from durus.sqlite_storage import SqliteStorage
+        from durus.sqlite_verify import verify_sqlite
 
         def peak_mb():
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -298,7 +302,15 @@ def test_a_sound_file_has_no_findings(path: Path) -> None:
         ("UPDATE meta SET next_oid = 2", (2, "the next oid is too small")),
         ("INSERT INTO meta SELECT * FROM meta", (None, "the table meta has more than one row")),
         ("INSERT INTO transactions VALUES (0, 0, 0, '', '')", (None, "the tid is not larger")),
-        ("DELETE FROM meta", (None, "the table meta is empty")),
+        ("UPDATE meta SET horizon = 'x'", (None, "in the table meta")),
+        ("UPDATE meta SET packs = 1.5", (None, "in the table meta")),
+        ("UPDATE transactions SET id = 'x'", (None, "is no transaction")),
+        ("UPDATE transactions SET user = x'00'", (None, "is no transaction")),
+        ("UPDATE transactions SET note = CAST(x'ff' AS TEXT)", (None, "Could not decode")),
+        ("UPDATE revisions SET oid = 'x' WHERE oid = 2", (None, "a revision has the oid 'x'")),
+        ("UPDATE revisions SET tid = 1.5 WHERE oid = 2", (None, "the tid 1.5")),
+        ("UPDATE revisions SET class = 7 WHERE oid = 2", (2, "the record is no record")),
+        ("DELETE FROM meta", (None, "no numbers, but None in the table meta")),
         (
             "UPDATE sqlite_master SET sql = replace(sql, '(oid, tid)', '(tid, oid)')"
             " WHERE name = 'revisions_of_an_object'",
@@ -314,6 +326,29 @@ def test_what_is_wrong_is_found(
     execute(path, "PRAGMA writable_schema = ON", statement)
     found = problems(path)
     assert any(oid == expected[0] and expected[1] in problem for oid, problem in found), found
+
+
+def test_everything_that_is_wrong_is_found(path: Path) -> None:
+    with closing(SqliteStorage(path)) as storage:
+        create(storage, 4)
+    execute(
+        path,
+        "UPDATE meta SET forgotten = 'x'",
+        "UPDATE transactions SET id = 'x'",
+        "UPDATE revisions SET oid = oid || 'x' WHERE oid IN (1, 2)",
+        "UPDATE revisions SET refs = x'00' WHERE oid IN (3, 4)",
+    )
+    found = problems(path)
+    for expected in (
+        "in the table meta",
+        "is no transaction",
+        "the oid '1x'",
+        "the oid '2x'",
+        "it refers to oid 1, which",
+        "it refers to oid 2, which",
+    ):
+        assert any(expected in problem for _, problem in found), found
+    assert [oid for oid, problem in found if problem == "the record is no record"] == [3, 4]
 
 
 def test_a_finding_names_tid_and_oid(path: Path) -> None:

@@ -5,18 +5,20 @@ import errno
 import gc
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from durus.connection import Connection
+from durus.crawl import crawl_snapshot
 from durus.error import (
     CommitOutcomeUnknownError,
     CorruptionError,
@@ -43,7 +45,10 @@ from durus.interfaces import (
 )
 from durus.oid_set import OidSet
 from durus.record import record_to_classic
-from durus.sqlite_storage import SqliteStorage, open_sqlite, open_sqlite_uri, verify_sqlite
+from durus.sqlite_copy import read_sqlite
+from durus.sqlite_snapshot import SqliteSnapshot
+from durus.sqlite_storage import SqliteStorage, open_sqlite, open_sqlite_uri
+from durus.sqlite_verify import verify_sqlite
 from durus.testing.storage_contract import commit, create, make_record, make_transaction, value_of
 
 
@@ -234,10 +239,93 @@ def test_permissions_that_are_missing_are_named(tmp_path: Path) -> None:
     SqliteStorage(path).close()
     folder.chmod(0o555)
     with as_somebody_else(folder):
-        with pytest.raises(StorageOpenError, match="no permission to write to the directory"):
-            SqliteStorage(path, readonly=True)
+        with pytest.raises(StorageOpenError, match=r"write to the directory: readonly=True may"):
+            SqliteStorage(path)
         with pytest.raises(StorageOpenError, match="cannot be made: Permission denied"):
             SqliteStorage(folder / "new")
+    folder.chmod(0o777)
+
+
+def kill_in_the_middle(path: Path) -> None:
+    """A process commits 'last', and has not brought it into the file when it is killed."""
+    script = """
+        import os, signal, sys
+        from durus.interfaces import ROOT_OID
+        from durus.sqlite_storage import SqliteStorage
+        from durus.testing.storage_contract import commit, create, make_record
+        storage = SqliteStorage(sys.argv[1])
+        commit(storage, {ROOT_OID: make_record("last")})
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    with pytest.raises(subprocess.CalledProcessError):
+        run_python(script, path)
+    assert log_size(path) > 0
+
+
+def test_who_only_reads_leaves_sqlites_log_where_a_killed_writer_left_it(path: Path) -> None:
+    with closing(SqliteStorage(path)) as storage:
+        create(storage, 0)
+    kill_in_the_middle(path)
+    files = [path, path.with_name(f"{path.name}-wal")]
+    content = [file.read_bytes() for file in files]
+    assert list(verify_sqlite(str(path))) == []
+    with closing(SqliteStorage(path, readonly=True)) as storage:
+        assert value(storage, ROOT_OID) == "last"
+    with read_sqlite(str(path)) as stored:
+        assert len(list(stored.transactions)) == 3
+    assert [file.read_bytes() for file in files] == content
+    with closing(SqliteStorage(path)) as storage:
+        assert value(storage, ROOT_OID) == "last"
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_file_in_a_folder_that_is_read_only_can_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "file"
+    with closing(SqliteStorage(path)) as storage:
+        (a,) = create(storage, 1)
+    folder.chmod(0o555)
+    with as_somebody_else(folder):
+        with closing(SqliteStorage(path, readonly=True)) as storage:
+            assert value(storage, a) == 0
+            assert len(list(storage.transactions())) == 2
+        assert list(verify_sqlite(str(path))) == []
+    assert os.listdir(folder) == ["file"]
+    folder.chmod(0o777)
+
+
+def test_a_file_that_changes_in_a_folder_that_was_read_only_is_not_read_on(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "file"
+    with closing(SqliteStorage(path)) as storage:
+        (a,) = create(storage, 1)
+    folder.chmod(0o555)
+    with as_somebody_else(folder):
+        reading = SqliteStorage(path, readonly=True)
+        assert value(reading, a) == 0
+    folder.chmod(0o777)
+    with closing(reading), closing(SqliteStorage(path)) as storage:
+        commit(storage, {a: make_record(1)})
+        with pytest.raises(StorageError, match=r"has changed.*open it anew"):
+            reading.snapshot()
+
+
+def test_commits_that_a_read_only_folder_hides_are_not_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "file"
+    with closing(SqliteStorage(path)) as storage:
+        create(storage, 0)
+    kill_in_the_middle(path)
+    path.with_name("file-shm").unlink()
+    folder.chmod(0o555)
+    with (
+        as_somebody_else(folder),
+        pytest.raises(StorageOpenError, match="copy it elsewhere, with all files"),
+    ):
+        SqliteStorage(path, readonly=True)
     folder.chmod(0o777)
 
 
@@ -490,7 +578,7 @@ def test_a_file_that_was_replaced_takes_no_commit(path: Path) -> None:
     with closing(SqliteStorage(path)) as storage:
         (a,) = create(storage, 1)
         path.rename(moved)
-        with pytest.raises(StorageError, match="removed"):
+        with pytest.raises(StorageError, match="cannot be found any more"):
             commit(storage, {a: make_record("lost")})
         SqliteStorage(path.with_name("other")).close()
         path.with_name("other").rename(path)
@@ -515,6 +603,52 @@ def test_a_snapshot_that_nobody_closed_is_given_back(storage: SqliteStorage) -> 
         next(storage.revisions(ROOT_OID))
     gc.collect()
     assert len(storage._readers._open) < 5
+
+
+def test_the_handles_of_many_snapshots_are_not_all_kept(storage: SqliteStorage, path: Path) -> None:
+    create(storage, 0)
+    name = f"/{path.name}-wal"
+    count = len(open_files(name))
+    dropped = [storage.snapshot() for _ in range(30)]
+    assert len(open_files(name)) > count
+    dropped.clear()
+    gc.collect()
+    assert len(open_files(name)) < 10
+    for snapshot in [storage.snapshot() for _ in range(30)]:
+        snapshot.close()
+    assert len(open_files(name)) < 10
+
+
+def test_what_was_being_read_ends_with_its_snapshot(storage: SqliteStorage) -> None:
+    (a, *_) = create(storage, 50)
+    with closing(storage.snapshot()) as snapshot:
+        assert isinstance(snapshot, SqliteSnapshot)
+        objects = snapshot.load_all()
+        next(objects)
+        transactions = snapshot.transactions(Tid(0), Tid(2**62))
+        next(transactions)
+    tid = commit(storage, {a: make_record("new")}).tid
+    with closing(storage.snapshot()) as later:
+        assert later.tid == tid
+        assert value_of(later.load(a).record) == "new"
+        for found in (objects, transactions):
+            with pytest.raises(StorageClosedError):
+                next(found)
+
+
+def test_sqlites_log_may_grow_rather_than_end_what_is_being_read(
+    storage: SqliteStorage, path: Path
+) -> None:
+    (a, *others) = create(storage, 50)
+    record = make_record(os.urandom(4 << 20))
+    with closing(storage.snapshot()) as old:
+        assert isinstance(old, SqliteSnapshot)
+        objects = old.load_all()
+        first = next(objects)
+        for _ in range(6):
+            commit(storage, {a: record})
+        assert log_size(path) > 16 << 20
+        assert [value_of(r.record) for _, r in [first, *objects]] == [0] * (len(others) + 2)
 
 
 def test_a_storage_that_nobody_closed_closes_its_files(path: Path) -> None:
@@ -636,11 +770,20 @@ def test_an_interrupted_commit_leaves_no_lock_behind(storage: SqliteStorage, pat
     commit(storage, {a: make_record(3)})
 
 
+def open_files(end: str) -> list[str]:
+    """The files that this process has open, those whose names end so."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one for the list itself
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return [name for name in found if name.endswith(end)]
+
+
 @contextlib.contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """No file of this process may grow beyond the size of SQLite's log."""
+def failing_disk(path: Path, room: int = 0) -> Iterator[None]:
+    """No file of this process may grow beyond the size of SQLite's log, and `room` bytes more."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (log_size(path), limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log_size(path) + room, limits[1]))
     try:
         yield
     finally:
@@ -651,7 +794,7 @@ def test_a_commit_that_fails_half_way_is_settled_by_find(path: Path) -> None:
     with closing(SqliteStorage(path)) as storage:
         (a,) = create(storage, 1)
         transaction = make_transaction(storage.tid, {a: make_record("x" * 10_000)})
-        with full_disk(path):
+        with failing_disk(path):
             with pytest.raises(CommitOutcomeUnknownError) as caught:
                 storage.commit(transaction)
             with pytest.raises(StorageError):
@@ -664,12 +807,69 @@ def test_a_commit_that_fails_half_way_is_settled_by_find(path: Path) -> None:
     assert list(verify_sqlite(str(path))) == []
 
 
+def test_a_commit_that_fails_is_none_when_that_can_be_found_out_at_once(path: Path) -> None:
+    with closing(SqliteStorage(path)) as storage:
+        (a,) = create(storage, 1)
+        transaction = make_transaction(storage.tid, {a: make_record("x" * 100_000)})
+        with (
+            failing_disk(path, room=20_000),
+            pytest.raises(StorageError, match=r"was not committed: .*disk I/O error") as caught,
+        ):
+            storage.commit(transaction)
+        assert not isinstance(caught.value, CommitOutcomeUnknownError)
+        assert storage.find(transaction.id) is None
+        assert value(storage, a) == 0
+    assert list(verify_sqlite(str(path))) == []
+
+
+FULL = """
+    import os, sys
+    from durus.error import StorageError
+    from durus.sqlite_storage import SqliteStorage
+    from durus.testing.storage_contract import commit, create, make_record, make_transaction
+
+    folder = sys.argv[1]
+    storage = SqliteStorage(f"{folder}/file")
+    (a,) = create(storage, 1)
+    with open(f"{folder}/rest", "wb", buffering=0) as rest:
+        try:
+            while True:
+                rest.write(bytes(4096))
+        except OSError:
+            pass  # now the disk is full
+    transaction = make_transaction(storage.tid, {a: make_record("x" * 10_000)})
+    try:
+        storage.commit(transaction)
+    except StorageError as error:
+        print(type(error).__name__, error)
+    print(storage.find(transaction.id))
+    os.unlink(f"{folder}/rest")
+    print(storage.commit(transaction).tid == storage.tid)
+    storage.close()
+    """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a small file system is made as Linux does")
+def test_a_commit_to_a_full_disk_is_known_to_be_none(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=256k tmpfs {tmp_path}"
+    in_namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*in_namespace, mount]).returncode:
+        pytest.skip("nobody may mount a file system here")
+    program = [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)]
+    command = [*in_namespace, f'{mount} && "$@"', "sh", *program]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    error, found, committed = printed.splitlines()
+    assert error.startswith("StorageError the transaction was not committed: ")
+    assert "disk is full" in error
+    assert [found, committed] == ["None", "True"]
+
+
 def test_what_find_has_said_stays_true_after_a_crash(path: Path, tmp_path: Path) -> None:
     with closing(SqliteStorage(path)) as storage:
         (a,) = create(storage, 1)
         size = log_size(path)
         transaction = make_transaction(storage.tid, {a: make_record(1)})
-        with full_disk(path), pytest.raises(CommitOutcomeUnknownError):
+        with failing_disk(path), pytest.raises(CommitOutcomeUnknownError):
             storage.commit(transaction)
         assert storage.find(transaction.id) is None
         # Something was written over what may be left in SQLite's log of the failed COMMIT.
@@ -700,6 +900,82 @@ def test_damage_is_reported_as_corruption(path: Path) -> None:
     ):
         list(storage.gen_oid_record())
     assert list(verify_sqlite(str(path))) != []
+
+
+@pytest.fixture
+def damaged_path(path: Path) -> Path:
+    """Object 5 is in the file, but in SQLite's index of objects it has another oid."""
+    with closing(SqliteStorage(path)) as storage:
+        create(storage, 5)
+        tid = storage.tid
+    # In the index: the size of its header, the types of oid, tid and row, the oid, the tid.
+    entry = bytes([4, 1, 6, 1, 5]) + tid.to_bytes(8)
+    content = path.read_bytes()
+    assert content.count(entry) == 1
+    path.write_bytes(content.replace(entry, bytes([4, 1, 6, 1, 7]) + tid.to_bytes(8)))
+    return path
+
+
+def count_as_stats_does(path: Path) -> int:
+    with (
+        closing(SqliteStorage(path, readonly=True)) as storage,
+        closing(storage.snapshot()) as snapshot,
+    ):
+        return len(list(crawl_snapshot(snapshot)))
+
+
+def count_as_a_conversion_does(path: Path) -> int:
+    with read_sqlite(str(path)) as stored:
+        return sum(len(list(transaction.records)) for transaction in stored.transactions)
+
+
+def count_all(path: Path) -> int:
+    with closing(SqliteStorage(path)) as storage:
+        return len(list(storage.gen_oid_record()))
+
+
+def read_everything(path: Path) -> None:
+    with closing(SqliteStorage(path, readonly=True)) as storage:
+        list(storage.transactions())
+        list(storage.gen_oid_record())
+
+
+def pack(path: Path) -> None:
+    with closing(SqliteStorage(path)) as storage:
+        storage.pack()
+
+
+@pytest.mark.parametrize("use", [count_as_stats_does, count_as_a_conversion_does, count_all, pack])
+def test_an_object_that_sqlite_does_not_find_is_not_passed_over(
+    damaged_path: Path, use: Callable[[Path], object]
+) -> None:
+    content = damaged_path.read_bytes()
+    with pytest.raises(CorruptionError, match=r"SQLite says: .*durus verify.*backup") as caught:
+        use(damaged_path)
+    assert caught.value.path == str(damaged_path)
+    assert damaged_path.read_bytes() == content
+    assert list(verify_sqlite(str(damaged_path))) != []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE meta SET horizon = 'x'",
+        "UPDATE meta SET next_oid = 1.5",
+        "UPDATE transactions SET id = 'x'",
+        "UPDATE transactions SET note = x'00'",
+        "UPDATE transactions SET note = CAST(x'ff' AS TEXT)",
+        "UPDATE revisions SET oid = 'x' WHERE oid = 1",
+        "UPDATE revisions SET refs = '' WHERE oid = 1",
+    ],
+)
+def test_what_is_of_another_type_is_damage_of_this_file(path: Path, statement: str) -> None:
+    with closing(SqliteStorage(path)) as storage:
+        create(storage, 1)
+    execute(path, statement)
+    with pytest.raises(CorruptionError) as caught:
+        read_everything(path)
+    assert caught.value.path == str(path)
 
 
 def test_a_record_that_is_none_is_reported_as_corruption(path: Path) -> None:

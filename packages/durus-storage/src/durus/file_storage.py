@@ -333,13 +333,16 @@ class FileStorage(ClassicCalls):
                     results.append((pending, batch.add(pending.prepared)))
                 except (ConflictError, StorageError) as error:
                     pending.error = error
-            if results:
-                sync_s = log.append_transactions(
-                    batch.transactions, batch.content, durable=self._durable
-                )
-                for pending, result in results:
-                    pending.result = result
-                self._shared.statistics.note_group(len(results), sync_s)
+            if not results:
+                return
+            try:
+                sync_s = log.append(batch, durable=self._durable)
+            finally:
+                if batch.is_appended:
+                    for pending, result in results:
+                        pending.result = result
+        log.show(batch)
+        self._shared.statistics.note_group(len(results), sync_s)
 
     def reserve_oids(self, count: int) -> Sequence[Oid]:
         if count < 1:

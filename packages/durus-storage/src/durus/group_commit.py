@@ -33,8 +33,8 @@ class PendingCommit:
 class GroupCommit:
     """Commits for the threads of one process, one group at a time.
 
-    commit_group: commits several transactions; it settles each that it can tell about, and what it
-        raises is said to all the others.
+    commit_group: commits several transactions; it settles each that it can tell about, and with
+        what it raises the others were not committed (unless it is CommitOutcomeUnknownError).
     """
 
     def __init__(self, commit_group: Callable[[list[PendingCommit]], None]) -> None:
@@ -62,16 +62,22 @@ class GroupCommit:
         """Wait until the transaction is committed; what `Storage.commit` raises."""
         pending = PendingCommit(prepared)
         self._waiting.append(pending)
+        is_leader = False
         try:
             with self._leading:
                 if not pending.is_settled:
+                    is_leader = True
                     self._lead(pending)
         except BaseException as error:
-            if not pending.is_settled and self._is_withdrawn(pending):
-                raise
-            if pending.error is None:
-                id = prepared.transaction.id
+            if pending.error is not None and isinstance(error, StorageError):
+                raise pending.error from error  # it was refused before the others failed
+            id = prepared.transaction.id
+            if isinstance(error, CommitOutcomeUnknownError):
+                raise CommitOutcomeUnknownError(id, error.reason) from error
+            # An interrupt: of the leader when all is done, or of who was waiting for another one.
+            if pending.result is not None or not (is_leader or self._is_withdrawn(pending)):
                 raise CommitOutcomeUnknownError(id, "the thread was interrupted") from error
+            raise
         if pending.error is not None:
             raise pending.error
         assert pending.result is not None
@@ -93,18 +99,17 @@ class GroupCommit:
             self._commit_group(group)
         except BaseException as error:
             for pending in group:
-                if not pending.is_settled:
-                    pending.error = _say_to(pending, error, is_mine=pending is mine)
+                if not pending.is_settled and pending is not mine:
+                    pending.error = _say_to(pending, error)
+            raise
 
 
-def _say_to(pending: PendingCommit, error: BaseException, *, is_mine: bool) -> BaseException:
-    """What one of a group is told of an error that befell them all: each has its own."""
+def _say_to(pending: PendingCommit, error: BaseException) -> StorageError:
+    """What another one of a group is told of an error of their leader: each has its own."""
     if isinstance(error, CommitOutcomeUnknownError):
         told: StorageError = CommitOutcomeUnknownError(
             pending.prepared.transaction.id, error.reason
         )
-    elif is_mine:
-        return error
     elif isinstance(error, StorageLockedError):
         told = StorageLockedError(str(error))
     elif isinstance(error, StorageError):

@@ -7,12 +7,13 @@ says so is written only after everything before it is durable.
 
 import contextlib
 import errno
-from collections.abc import Sequence
 
 from durus.error import CommitOutcomeUnknownError, StorageError
 from durus.interfaces import NO_TID, Tid
 from durus.log import Log, Tail
+from durus.log_batch import Batch
 from durus.log_format import (
+    MARK_SIZE,
     NOT_SYNCED,
     LoggedTransaction,
     Mark,
@@ -116,22 +117,22 @@ class GrowingLog(Log):
         self.file.append(encode_reservation(self.header.file_id, entry))
         self.catch_up()
 
-    def append_transactions(
-        self, transactions: Sequence[LoggedTransaction], content: bytes, *, durable: bool
-    ) -> float:
-        """Append encoded transactions, make them durable, then visible.  The tail is settled.
+    def append(self, batch: Batch, *, durable: bool) -> float:
+        """Append transactions, and make them durable.  The tail is settled.
 
+        `show` makes them visible in this process, as reading the file would.
         durable: False if a power cut may take them away; the mark says so.
         Returns the seconds that the sync took.
         Raises CommitOutcomeUnknownError (without an id) when it is not certain whether they were
-        committed; with all other exceptions, StorageError for what the operating system refuses,
-        none was.
+        committed.  With all other exceptions, StorageError for what the operating system refuses,
+        none was, unless the batch is appended.
         """
-        start, last = self.end, transactions[-1]
-        assert transactions[0].offset == start
-        assert start == self._tail.size
+        content = batch.content
+        start = self.end
+        assert batch.transactions[0].offset == start == self._tail.size
         end = start + len(content)
-        mark = encode_mark(self.header.file_id, Mark(end, last.tid, 0 if durable else NOT_SYNCED))
+        tid = batch.transactions[-1].tid
+        mark = encode_mark(self.header.file_id, Mark(end, tid, 0 if durable else NOT_SYNCED))
         monotonic = self.file.system.monotonic
         sync_s = 0.0
         try:
@@ -141,8 +142,10 @@ class GrowingLog(Log):
                 self.file.sync()  # before the mark: none must read what a power cut could take
                 sync_s = monotonic() - before
             self.file.append(mark)
-            self._show(transactions, end + len(mark))
+            batch.is_appended = True
         except BaseException as error:
+            if batch.is_appended:
+                raise
             if not self._withdraw(end):
                 raise CommitOutcomeUnknownError(None, str(error)) from error
             if isinstance(error, OSError):
@@ -153,11 +156,13 @@ class GrowingLog(Log):
             raise
         return sync_s
 
-    def _show(self, transactions: Sequence[LoggedTransaction], end: int) -> None:
-        """Make visible what was appended, without reading it: the file ends at `end`."""
+    def show(self, batch: Batch) -> None:
+        """Make visible what was appended, without reading it.  The lock is not needed for it."""
+        last = batch.transactions[-1]
+        end = last.end + MARK_SIZE
         with self._growing:
             if self._tail.size < end:  # else another thread has read it already
-                self._publish_until(transactions[-1].tid, list(transactions))
+                self._publish_until(last.tid, list(batch.transactions))
                 self._settled = self._settled._replace(end=end)
                 self._tail = Tail([], end, end)
                 self.file.extend_map(end)

@@ -35,7 +35,7 @@ _HEADER = struct.Struct(">8sII16sQQQQ4Q4Q")
 _CHECK = struct.Struct(">II")  # checksum, level
 _NUMBER = struct.Struct(">Q")
 _POWERS: Final = [FAN_OUT**level for level in range(9)]
-_CACHED_PAGES_MAX: Final = 512
+_CACHED_PAGES_MAX: Final = 2048
 _UPDATE_MAX: Final = 1 << 16
 """So many entries are updated at a time."""
 _ATTEMPTS: Final = 3
@@ -153,7 +153,7 @@ class IndexFile(OpenFile):
             return content
         for attempt in range(_ATTEMPTS):
             content = self.read(page * PAGE_SIZE, PAGE_SIZE)
-            if content[-_CHECK.size :] == self._check(page, level, content[: -_CHECK.size]):
+            if content[-_CHECK.size :] == self._check(page, level, memoryview(content)):
                 break
             self._wait(attempt)
         else:
@@ -164,10 +164,11 @@ class IndexFile(OpenFile):
         pages[page] = content
         return content
 
-    def _check(self, page: int, level: int, content: bytes) -> bytes:
+    def _check(self, page: int, level: int, content: memoryview) -> bytes:
         """What a page ends with; its checksum holds at its place in the index of its log only."""
         start = zlib.crc32(page.to_bytes(8), zlib.crc32(self.header.file_id))
-        return _CHECK.pack(zlib.crc32(content, start), level)
+        numbers = content[: PAGE_SIZE - _CHECK.size]
+        return _CHECK.pack(zlib.crc32(numbers, start), level)
 
     # Reading
 
@@ -299,7 +300,7 @@ class IndexFile(OpenFile):
 
     def _write_page(self, page: int, level: int, content: bytes | bytearray) -> None:
         found = bytes(content)
-        found += self._check(page, level, found)
+        found += self._check(page, level, memoryview(found))
         self._write(found, page * PAGE_SIZE)
         self._pages.pop(page, None)
 

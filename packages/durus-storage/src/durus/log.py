@@ -422,7 +422,7 @@ class Log(LogReader):
         """Let memory forget what an index file covers, if that is visible here already."""
         covers = base.header.covers.end
         with self._growing:
-            if covers <= self.end:
+            if self._indexed_end <= covers <= self.end:  # a new one may cover less than the last
                 recent = LogIndex()
                 for number, slot in self.index.recent.items():
                     if slot >= covers:

@@ -60,6 +60,8 @@ class Batch:
     log: Log
     transactions: list[LoggedTransaction] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
+    is_appended: bool = False
+    """Whether they are in the log, and marked."""
     _slots: dict[Oid, int] = field(default_factory=dict)
     """Those of what they write, but for the last one."""
 

@@ -52,11 +52,8 @@ def _read_transactions(file: SqliteFile) -> Iterator[StoredTransaction]:
 
 
 def _read_records(file: SqliteFile, tid: Tid) -> Iterator[tuple[Oid, Record]]:
-    for row in file.rows(
-        "SELECT class, state, refs, oid FROM revisions"
-        " WHERE tid = ? AND class IS NOT NULL ORDER BY oid",
-        tid,
-    ):
+    query = "SELECT class, state, refs, oid FROM revisions WHERE tid = ?"
+    for row in file.rows(f"{query} AND class IS NOT NULL ORDER BY oid", tid):
         oid = file.oid_of(row[3])
         yield oid, file.record_of(oid, row)
 

@@ -19,7 +19,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from durus.error import (
     CorruptionError,
@@ -30,29 +30,31 @@ from durus.error import (
     UnsupportedFormatError,
 )
 from durus.file_format import StoredTransaction
-from durus.interfaces import CHANGES_MAX, Oid, Record, Revision, Tid, Transaction
+from durus.interfaces import CHANGES_MAX, NO_TID, Oid, Record, Revision, Tid, Transaction
 from durus.log_open import explain_failure
 from durus.record import split_oids, split_record
 from durus.sqlite_handle import Row, SqliteHandle
 
 __all__ = [
+    "CLASSIC_TID",
     "INDEXES",
     "LOG_SIZE_MAX",
     "SCHEMA",
+    "TID_MAX",
     "TIMEOUT_S",
     "Meta",
     "SqliteFile",
     "number_of",
-    "oid_of",
     "open_sqlite_file",
     "signed",
-    "unsigned",
 ]
 
 TIMEOUT_S: Final = 10.0
 """How long to wait for other processes, unless told otherwise."""
 LOG_SIZE_MAX: Final = 16 << 20
 """SQLite's write-ahead log is cut down to so many bytes, when it begins anew."""
+TID_MAX: Final = Tid(2**63 - 1)
+"""The largest that SQLite can hold."""
 
 _APPLICATION_ID: Final = 0x44555253  # "DURS"
 _VERSION: Final = 1
@@ -88,14 +90,17 @@ CREATE UNIQUE INDEX revisions_of_an_object ON revisions (oid, tid);
 CREATE INDEX revisions_of_a_transaction ON revisions (tid, oid);
 """
 
-_CLASSIC_VIEWS: Final = """
+CLASSIC_TID: Final = Tid(1)
+"""That of everything in a file of Durus 4.x."""
+
+_CLASSIC_VIEWS: Final = f"""
 CREATE TEMP VIEW meta AS SELECT
-    NULL AS database_id, 0 AS next_oid, 1 AS horizon, 1 AS forgotten, 0 AS packs;
+    0 AS next_oid, {CLASSIC_TID} AS horizon, {CLASSIC_TID} AS forgotten, 0 AS packs;
 CREATE TEMP VIEW transactions AS SELECT
-    1 AS tid, 0 AS id, 0 AS time_ns, '' AS user, '' AS note WHERE 0;
+    {CLASSIC_TID} AS tid, 0 AS id, 0 AS time_ns, '' AS user, '' AS note WHERE 0;
 CREATE TEMP VIEW revisions AS SELECT
     id AS oid,
-    1 AS tid,
+    {CLASSIC_TID} AS tid,
     class_of(CAST(data AS BLOB)) AS class,
     state_of(CAST(data AS BLOB)) AS state,
     refs_of(CAST(refs AS BLOB)) AS refs
@@ -118,32 +123,26 @@ def number_of(oid: Oid) -> int:
     return int.from_bytes(oid, signed=True)
 
 
-def oid_of(number: int) -> Oid:
-    """The inverse of `number_of`; CorruptionError when a damaged file has something else there."""
-    if type(number) is not int:
-        raise CorruptionError("SQLite", None, f"{number!r} stands where an oid should be")
-    return Oid(number.to_bytes(8, signed=True))
-
-
 def signed(id: int) -> int:
     """A transaction's id as SQLite has it."""
     return id - (id >> 63 << 64)
 
 
-def unsigned(id: int) -> int:
-    """The inverse of `signed`; CorruptionError when a damaged file has something else there."""
-    if type(id) is not int:
-        raise CorruptionError("SQLite", None, f"{id!r} stands where a transaction's id should be")
-    return id % 2**64
-
-
 class SqliteFile(SqliteHandle):
-    """A database file, and the questions that both kinds of it answer."""
+    """A database file, and the questions that both kinds of it answer.
+
+    What is read from a damaged file raises CorruptionError, as far as SQLite sees the damage.
+    """
 
     is_classic = False
     """It is a file of Durus 4.x: read-only."""
+    is_readonly = False
+    unchanging: list[int] | None = None
+    """What was known of a file that SQLite takes for one that does not change."""
     packs_seen: int | None = None
     """For a snapshot: how many packs there had been when its transaction began."""
+    is_sound = False
+    """SQLite has been asked, and has found nothing wrong."""
 
     def recognise(self, *, readonly: bool) -> None:
         """Find out what is in the file, and prepare to use it.  StorageError."""
@@ -158,19 +157,16 @@ class SqliteFile(SqliteHandle):
         elif application_id != _APPLICATION_ID:
             raise NotADatabaseError(self.path, "this is the SQLite database of another program")
         elif version != _VERSION:
-            raise UnsupportedFormatError(
-                self.path, f"the file needs another release of durus-storage (version {version})"
-            )
+            reason = f"the file needs another release of durus-storage (version {version})"
+            raise UnsupportedFormatError(self.path, reason)
         elif not readonly and self.value("PRAGMA journal_mode = WAL") != "wal":
-            raise StorageOpenError(
-                self.path,
-                "the file system lacks what SQLite needs to write (shared memory); readonly=True "
-                "may work",
-            )
+            reason = "the file system has no shared memory, which SQLite needs to write"
+            raise StorageOpenError(self.path, f"{reason}; readonly=True may work")
         self.value(f"PRAGMA journal_size_limit = {LOG_SIZE_MAX}")
-        if readonly or self.is_classic:
+        self.is_readonly = readonly or self.is_classic
+        if self.is_readonly:
             self.run("PRAGMA query_only = ON")
-        self.read_meta()
+        self.first("SELECT 1 FROM meta, transactions, revisions LIMIT 0")  # they are there
 
     def _has_objects(self) -> bool:
         columns = {row[0] for row in self.rows("SELECT name FROM pragma_table_info('objects')")}
@@ -181,9 +177,30 @@ class SqliteFile(SqliteHandle):
             "SELECT next_oid, horizon, forgotten, packs,"
             " max(horizon, coalesce((SELECT max(tid) FROM transactions), 0)) FROM meta"
         )
-        if row is None:
-            raise CorruptionError(self.path, None, "the table meta is empty")
+        if row is None or not all(type(value) is int for value in row):
+            raise CorruptionError(self.path, None, f"no numbers, but {row} in the table meta")
         return Meta(*row)
+
+    def check_sound(self) -> None:
+        """CorruptionError if SQLite finds damage when it looks for it.
+
+        When it merely reads it may pass over damage, and so over objects, in silence.  Whoever
+        needs all of them calls this, which costs a fraction of reading them.
+        """
+        problem = self.value("PRAGMA main.integrity_check(1)")
+        if problem != "ok":
+            raise CorruptionError(
+                self.path,
+                None,
+                f"SQLite says: {problem}.  'durus verify' tells more; put a backup in its place, "
+                "or save what can be saved with the command .recover of SQLite's shell",
+            )
+        self.is_sound = True
+
+    def begin(self, kind: str = "DEFERRED") -> None:
+        if self.unchanging is not None and self.unchanging != _describe(self.path):
+            raise StorageError(f"{self.path} has changed, in a read-only directory: open it anew")
+        super().begin(kind)
 
     def end(self) -> None:
         with self.lock:
@@ -197,7 +214,7 @@ class SqliteFile(SqliteHandle):
         """
         if self.lock.acquire(blocking=False):  # else it is not idle, and could be waiting for us
             try:
-                if self.packs_seen == packs:
+                if self.packs_seen == packs and not self._cursors:
                     self.begin()
                     self.read_meta()
                     self.packs_seen = packs
@@ -236,34 +253,31 @@ class SqliteFile(SqliteHandle):
 
     def record_of(self, oid: Oid, row: Row) -> Record:
         """The record in the first three of a row's values: class, state, refs."""
-        class_pickle, state_pickle, refs = row[:3]
-        if state_pickle is None or refs is None or len(refs) % 8:
+        record = Record(*row[:3])
+        if not all(type(part) is bytes for part in record) or len(record.refs) % 8:
             raise CorruptionError(self.path, None, "the record is no record", oid)
-        return Record(class_pickle, state_pickle, refs)
+        return record
+
+    def oid_of(self, number: int) -> Oid:
+        """The inverse of `number_of`."""
+        if type(number) is not int:
+            raise CorruptionError(self.path, None, f"{number!r} stands where an oid should be")
+        return Oid(number.to_bytes(8, signed=True))
 
     def exists(self, oid: Oid) -> bool:
-        return (
-            self.first(
-                "SELECT 1 FROM revisions WHERE oid = ? AND class IS NOT NULL LIMIT 1",
-                number_of(oid),
-            )
-            is not None
-        )
+        query = "SELECT 1 FROM revisions WHERE oid = ? AND class IS NOT NULL LIMIT 1"
+        return self.first(query, number_of(oid)) is not None
 
     def oids(self) -> Iterator[Oid]:
         """All objects that there are."""
         for (number,) in self.rows("SELECT DISTINCT oid FROM revisions WHERE class IS NOT NULL"):
-            yield oid_of(number)
+            yield self.oid_of(number)
 
     def oids_written(self, since: Tid, until: Tid, count_max: int = -1) -> Iterator[Oid]:
         """What transactions with since < tid <= until have written; each once."""
-        for (number,) in self.rows(
-            "SELECT DISTINCT oid FROM revisions WHERE tid > ? AND tid <= ? LIMIT ?",
-            since,
-            until,
-            count_max,
-        ):
-            yield oid_of(number)
+        query = "SELECT DISTINCT oid FROM revisions WHERE tid > ? AND tid <= ? LIMIT ?"
+        for (number,) in self.rows(query, since, until, count_max):
+            yield self.oid_of(number)
 
     def find_changes(self, meta: Meta, since: Tid, until: Tid) -> frozenset[Oid] | None:
         """What `Storage.changes` answers."""
@@ -271,6 +285,15 @@ class SqliteFile(SqliteHandle):
             return None
         oids = frozenset(self.oids_written(since, until, CHANGES_MAX + 1))
         return None if len(oids) > CHANGES_MAX else oids
+
+    def transactions(self, start: Tid = NO_TID, stop: Tid = TID_MAX) -> Iterator[dict[str, Any]]:
+        """Those with start <= tid < stop, oldest first: tid, id, time_ns, user, note, by name."""
+        names = "tid, id, time_ns, user, note"
+        query = f"SELECT {names} FROM transactions WHERE tid >= ? AND tid < ? ORDER BY tid"
+        for row in self.rows(query, start, stop):
+            if [type(value) for value in row] != [int, int, int, str, str]:
+                raise CorruptionError(self.path, None, f"transaction {row[0]} is no transaction")
+            yield dict(zip(names.split(", "), row, strict=True)) | {"id": row[1] % 2**64}
 
 
 def _refs_of_classic(packed: bytes) -> bytes:
@@ -283,46 +306,67 @@ def _refs_of_classic(packed: bytes) -> bytes:
 def open_sqlite_file(path: str, *, readonly: bool, timeout_s: float = TIMEOUT_S) -> SqliteFile:
     """Open a file that is there; it is left as it is.
 
+    readonly: its bytes stay as they are, also what is in SQLite's log stays there.  (But SQLite
+    rolls back what a killed 4.x has left half done.)
+
     Raises StorageOpenError and those derived from it, StorageLockedError, CorruptionError.
     """
     try:
         status = os.stat(path)
     except FileNotFoundError as error:
         why = "readonly=True" if readonly else "create=False"
-        raise StorageOpenError(
-            path, f"there is no such file, and {why} makes none", error.errno
-        ) from error
+        reason = f"there is no such file, and {why} makes none"
+        raise StorageOpenError(path, reason, error.errno) from error
     except OSError as error:
         raise explain_failure(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise StorageOpenError(path, f"this is {kind}, and no database")
     if not status.st_size:
-        raise NotADatabaseError(
-            path, "the file is empty, and no Durus database; remove it to have one made there"
-        )
-    _check_permission(path, os.R_OK, "")
+        reason = "the file is empty, and no Durus database; remove it to have one made there"
+        raise NotADatabaseError(path, reason)
+    if not _may(path, os.R_OK):
+        raise StorageOpenError(path, "there is no permission to open it", errno.EACCES)
+    folder_is_readonly = not _may(os.path.dirname(os.path.realpath(path)), os.W_OK)
     try:
-        file = SqliteFile(path, timeout_s=timeout_s)
+        *_, log_size, journal_size = _describe(path)
+        # A handle that may write would bring the log into the file when it is closed; one that may
+        # not would leave behind what SQLite makes beside the file, if that was not there.
+        mode = "ro" if readonly and log_size else "rw"
         try:
-            file.recognise(readonly=readonly)
-            if not readonly and not file.is_classic:
-                _check_permission(path, os.W_OK, " to write; readonly=True may work")
-        except BaseException:
-            file.close()
-            raise
+            return _open(path, mode, readonly, timeout_s)
+        except StorageError as error:
+            needs_folder = readonly and folder_is_readonly and type(error) is StorageError
+            if not needs_folder or log_size or journal_size:
+                raise
+        return _open(path, "ro&immutable=1", readonly, timeout_s)
     except (StorageOpenError, StorageLockedError, CorruptionError):
         raise
     except StorageError as error:
         reason = f"cannot be opened: SQLite says: {error.__cause__}"
-        if not _may(os.path.dirname(path), os.W_OK):
+        if folder_is_readonly:
             reason += (
                 "; it needs to make files beside this one, and there is no permission to write to "
-                "the directory"
+                "the directory: readonly=True may work, or copy it elsewhere, with all files "
+                "whose names begin with its own"
             )
         raise StorageOpenError(path, reason) from error
     except OSError as error:  # it has just been removed
         raise explain_failure(path, error) from error
+
+
+def _open(path: str, mode: str, readonly: bool, timeout_s: float) -> SqliteFile:
+    found = _describe(path) if "immutable" in mode else None
+    file = SqliteFile(path, mode=mode, timeout_s=timeout_s)
+    try:
+        file.unchanging = found
+        file.recognise(readonly=readonly)
+        if not file.is_readonly and not _may(path, os.W_OK):
+            reason = "there is no permission to open it to write; readonly=True may work"
+            raise StorageOpenError(path, reason, errno.EACCES)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 
@@ -330,6 +374,9 @@ def _may(path: str, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _check_permission(path: str, mode: int, remedy: str) -> None:
-    if not _may(path, mode):
-        raise StorageOpenError(path, f"there is no permission to open it{remedy}", errno.EACCES)
+def _describe(path: str) -> list[int]:
+    """What changes when the database does; last the sizes of SQLite's log and journal, or 0."""
+    status = os.stat(path)
+    beside = [os.path.realpath(path) + suffix for suffix in ("-wal", "-journal")]
+    sizes = [os.stat(name).st_size if os.path.exists(name) else 0 for name in beside]
+    return [status.st_ino, status.st_size, status.st_mtime_ns, *sizes]

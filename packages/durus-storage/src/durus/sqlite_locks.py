@@ -51,14 +51,11 @@ class OpenFile:
     def check_in_place(self) -> None:
         """StorageError if the path does not name this file any more."""
         try:
-            if _identity_of(os.stat(self.path)) == self._identity:
-                return
-            what = "was replaced"
-        except FileNotFoundError:
-            what = "was removed"
+            what = "" if _identity_of(os.stat(self.path)) == self._identity else "was replaced"
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be found any more: {error}") from error
-        raise StorageError(f"{self.path} {what} while it was open; nothing was done.  Open it anew")
+            what = f"cannot be found any more ({error.strerror})"
+        if what:
+            raise StorageError(f"{self.path} {what}; nothing was done.  Open it anew")
 
     def forget(self) -> None:
         """SQLite has closed it."""

@@ -37,7 +37,8 @@ _IS_NEEDED: Final = """(
 
 
 def pack_file(file: SqliteFile) -> None:
-    """Do it, in the transaction that has begun."""
+    """Do it, in the transaction that has begun.  CorruptionError rather than lose an object."""
+    file.check_sound()
     meta = file.read_meta()
     file.run(_REACHABLE)
     file.run("INSERT INTO reachable (oid) VALUES (?)", number_of(ROOT_OID))

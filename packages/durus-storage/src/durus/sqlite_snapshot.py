@@ -4,14 +4,12 @@ Invariant: a snapshot reads in a transaction of SQLite's on a handle of its own,
 what it saw, whoever packs; when it is closed, the handle is lent to the next one.
 """
 
-import contextlib
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from durus.error import DurusKeyError, StorageClosedError, StorageError
 from durus.interfaces import CommittedTransaction, Oid, Revision, Tid
-from durus.sqlite_file import SqliteFile, oid_of, open_sqlite_file, unsigned
+from durus.sqlite_file import SqliteFile, open_sqlite_file
 
 __all__ = ["SqliteReaders", "SqliteSnapshot"]
 
@@ -31,7 +29,7 @@ class SqliteReaders:
         self._timeout_s = timeout_s
         self._closed = False
         self._open: set[SqliteFile] = set()
-        self._idle: deque[SqliteFile] = deque()
+        self._idle: list[SqliteFile] = []
         if writer.is_classic:
             writer.begin()
             writer.first("SELECT 1 FROM objects LIMIT 1")
@@ -54,7 +52,9 @@ class SqliteReaders:
     def _open_another(self) -> SqliteFile:
         # Before SQLite opens another file at this path, and believes that our log belongs to it.
         self._writer.check_in_place()
-        file = open_sqlite_file(self._writer.path, readonly=True, timeout_s=self._timeout_s)
+        file = open_sqlite_file(
+            self._writer.path, readonly=self._writer.is_readonly, timeout_s=self._timeout_s
+        )
         self._open.add(file)
         if self._closed:  # nobody would close it any more
             self._drop(file)
@@ -76,9 +76,8 @@ class SqliteReaders:
             self._drop(file)
 
     def leave(self, file: SqliteFile) -> None:
-        """Give back a handle whose transaction has not ended: no lock is needed for this."""
-        if file is not self._writer:
-            self._idle.append(file)
+        """Forget a handle, which closes itself when nobody has it: no lock is needed for this."""
+        self._open.discard(file)
 
     def _drop(self, file: SqliteFile) -> None:
         file.close()
@@ -105,49 +104,44 @@ class SqliteSnapshot:
         self.tid = tid
 
     def load(self, oid: Oid) -> Revision:
-        revision = self._open_file().load(oid, self.tid)
+        revision = self.file.load(oid, self.tid)
         if revision is None:
             raise DurusKeyError(oid)
         return revision
 
     def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
         for oid in oids:
-            with contextlib.suppress(DurusKeyError):
-                yield oid, self.load(oid)
+            file = self.file
+            revision = file.load(oid, self.tid)
+            if revision is not None:
+                yield oid, revision
+            elif file.is_readonly and not file.is_sound:  # there may be damage in the way to it
+                file.check_sound()
 
     def load_all(self) -> Iterator[tuple[Oid, Revision]]:
         """Every object, whether it can be reached from the root or not."""
-        return self.load_many(self._open_file().oids())
+        file = self.file
+        file.check_sound()
+        return self.load_many(file.oids())
 
     def revisions(self, oid: Oid) -> Iterator[Revision]:
         """The revisions of an object, newest first."""
         tid = self.tid
-        while (revision := self._open_file().load(oid, tid)) is not None:
+        while (revision := self.file.load(oid, tid)) is not None:
             yield revision
             tid = Tid(revision.tid - 1)
 
     def transactions(self, start: Tid, stop: Tid) -> Iterator[CommittedTransaction]:
         """The transactions with start <= tid < stop, oldest first."""
-        file = self._open_file()
-        for tid, transaction_id, time_ns, user, note in file.rows(
-            "SELECT tid, id, time_ns, user, note FROM transactions"
-            " WHERE tid >= ? AND tid < ? ORDER BY tid",
-            start,
-            stop,
-        ):
-            oids = file.rows(
-                "SELECT oid FROM revisions WHERE tid = ? AND class IS NOT NULL ORDER BY oid", tid
-            )
-            yield CommittedTransaction(
-                tid=Tid(tid),
-                id=unsigned(transaction_id),
-                time_ns=time_ns,
-                user=user,
-                note=note,
-                oids=[oid_of(number) for (number,) in oids],
-            )
+        file = self.file
+        for fields in file.transactions(start, stop):
+            query = "SELECT oid FROM revisions WHERE tid = ? AND class IS NOT NULL ORDER BY oid"
+            oids = file.rows(query, fields["tid"])
+            yield CommittedTransaction(**fields, oids=[file.oid_of(number) for (number,) in oids])
 
-    def _open_file(self) -> SqliteFile:
+    @property
+    def file(self) -> SqliteFile:
+        """The handle that it reads in.  StorageClosedError."""
         if self._file is None:
             raise StorageClosedError("the snapshot is closed")
         return self._file

@@ -6,7 +6,6 @@ fails; a file of Durus 4.x is read-only, and does not change while it is open he
 """
 
 import contextlib
-import itertools
 import os
 import threading
 import time
@@ -40,9 +39,10 @@ from durus.interfaces import (
 )
 from durus.oid_batches import OidBatches
 from durus.record import record_to_classic, split_oids
-from durus.sqlite_copy import make_missing_sqlite_file, read_sqlite, write_sqlite
+from durus.sqlite_copy import make_missing_sqlite_file
 from durus.sqlite_file import (
     LOG_SIZE_MAX,
+    TID_MAX,
     TIMEOUT_S,
     Meta,
     SqliteFile,
@@ -51,20 +51,9 @@ from durus.sqlite_file import (
 )
 from durus.sqlite_pack import pack_file
 from durus.sqlite_snapshot import SqliteReaders, SqliteSnapshot
-from durus.sqlite_verify import verify_sqlite
 from durus.storage import ClassicCalls
 
-__all__ = [
-    "SqliteStorage",
-    "open_sqlite",
-    "open_sqlite_uri",
-    "read_sqlite",
-    "verify_sqlite",
-    "write_sqlite",
-]
-
-_TID_MAX: Final = 2**63 - 1
-"""The largest that SQLite can hold."""
+__all__ = ["SqliteStorage", "open_sqlite", "open_sqlite_uri"]
 
 _CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
 """Brings into the file what is in SQLite's log, and makes nobody wait."""
@@ -105,7 +94,6 @@ class SqliteStorage(ClassicCalls):
             make_missing_sqlite_file(self._path)
         self._file = open_sqlite_file(self._path, readonly=readonly, timeout_s=timeout_s)
         """All writing is done here."""
-        self._readonly = readonly or self._file.is_classic
         try:
             self._readers = SqliteReaders(self._file, timeout_s)
             self._tid = self._file.read_meta().tid
@@ -127,7 +115,7 @@ class SqliteStorage(ClassicCalls):
 
     @property
     def readonly(self) -> bool:
-        return self._readonly
+        return self._file.is_readonly
 
     @property
     def tid(self) -> Tid:
@@ -152,19 +140,10 @@ class SqliteStorage(ClassicCalls):
                 "objects in it, since it hands out used oids when it opens a file again.  "
                 "'durus convert SOURCE TARGET --to log' makes a database of it that can be written"
             )
-        if self._readonly:
+        if self.readonly:
             raise ReadOnlyError(f"{self} is open read-only")
 
     # Reading
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[SqliteFile]:
-        self._check_open()
-        file = self._readers.take()
-        try:
-            yield file
-        finally:
-            self._readers.give_back(file)
 
     def _note_tid(self, tid: Tid) -> None:
         with self._tid_lock:
@@ -198,8 +177,8 @@ class SqliteStorage(ClassicCalls):
         self._check_open()
         if since >= until:
             return frozenset()
-        with self._reading() as file:
-            return file.find_changes(file.read_meta(), since, until)
+        with contextlib.closing(self._snapshot()) as snapshot:
+            return snapshot.file.find_changes(snapshot.file.read_meta(), since, until)
 
     def transactions(
         self, start: Tid | None = None, stop: Tid | None = None
@@ -210,18 +189,16 @@ class SqliteStorage(ClassicCalls):
         last 1,000; with the oids whose records are still there, of which there may be none.
         """
         first = NO_TID if start is None else start
-        last = _TID_MAX if stop is None else min(stop, _TID_MAX)
+        last = TID_MAX if stop is None else min(stop, TID_MAX)
         snapshot = self._snapshot()
-        return _until_end(snapshot, snapshot.transactions(first, Tid(last)))
+        return _until_end(snapshot, snapshot.transactions(first, last))
 
     def revisions(self, oid: Oid) -> Iterator[Revision]:
         snapshot = self._snapshot()
-        found = snapshot.revisions(oid)
-        newest = next(found, None)
-        if newest is None:
+        if not snapshot.file.exists(oid):
             snapshot.close()
             raise DurusKeyError(oid)
-        return _until_end(snapshot, itertools.chain([newest], found))
+        return _until_end(snapshot, snapshot.revisions(oid))
 
     def find(self, transaction_id: int) -> Tid | None:
         """The tid of the transaction with this id, or None when it is not in the file.
@@ -237,8 +214,9 @@ class SqliteStorage(ClassicCalls):
                 file.run("UPDATE meta SET next_oid = next_oid + 1")
                 file.run("COMMIT")
             self._in_doubt = False
-        with self._reading() as file:
-            tid = file.value("SELECT tid FROM transactions WHERE id = ?", signed(transaction_id))
+        with contextlib.closing(self._snapshot()) as snapshot:
+            number = signed(transaction_id)
+            tid = snapshot.file.value("SELECT tid FROM transactions WHERE id = ?", number)
             return None if tid is None else Tid(tid)
 
     def gen_oid_record(
@@ -273,20 +251,30 @@ class SqliteStorage(ClassicCalls):
         check_created(transaction.created)
         writes = sorted(transaction.writes.items())
         refs = {ref for _, record in writes for ref in split_oids(record.refs)}
-        with self._writing() as file:
-            meta = file.read_meta()
-            _validate(file, meta, transaction, refs - transaction.writes.keys())
-            changed = file.find_changes(meta, transaction.snapshot_tid, meta.tid)
-            tid = Tid(max(time.time_ns(), meta.tid + 1))
-            file.add_transaction(tid, transaction, writes)
-            next_oid = int.from_bytes(writes[-1][0]) + 1
-            if next_oid > meta.next_oid:
-                file.run("UPDATE meta SET next_oid = ?", next_oid)
-            try:
+        committing = False
+        try:
+            with self._writing() as file:
+                meta = file.read_meta()
+                _validate(file, meta, transaction, refs - transaction.writes.keys())
+                changed = file.find_changes(meta, transaction.snapshot_tid, meta.tid)
+                tid = Tid(max(time.time_ns(), meta.tid + 1))
+                file.add_transaction(tid, transaction, writes)
+                next_oid = int.from_bytes(writes[-1][0]) + 1
+                if next_oid > meta.next_oid:
+                    file.run("UPDATE meta SET next_oid = ?", next_oid)
+                committing = True
                 file.run("COMMIT")
-            except StorageError as error:
-                self._in_doubt = True
+        except StorageError as error:
+            if not committing:
+                raise
+            # On a full disk, the page that makes it a commit did not get into SQLite's log.
+            self._in_doubt |= getattr(error.__cause__, "sqlite_errorname", "") != "SQLITE_FULL"
+            try:
+                happened = self.find(transaction.id) is not None
+            except StorageError:
                 raise CommitOutcomeUnknownError(transaction.id, str(error)) from error
+            if not happened:
+                raise StorageError(f"the transaction was not committed: {error}") from error
         self._note_tid(tid)
         with contextlib.suppress(StorageError, OSError):
             self._limit_log()
