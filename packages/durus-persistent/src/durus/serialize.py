@@ -14,6 +14,7 @@ from contextlib import suppress
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final, NoReturn, Protocol
+from weakref import WeakKeyDictionary
 
 from durus.cache import Cache
 from durus.error import (
@@ -291,6 +292,8 @@ def _find_unstorable(value: object, name: str = "attribute", depth: int = 10) ->
 
 
 _warned_main_classes: set[str] = set()
+_class_pickles: "WeakKeyDictionary[type, tuple[str, bytes]]" = WeakKeyDictionary()
+"""Of the classes that were pickled before, with the names that they had."""
 
 
 def _count_own_frames() -> int:
@@ -306,6 +309,9 @@ def _count_own_frames() -> int:
 def pickle_class(cls: type) -> bytes:
     """The class pickle of `cls`; refuses a class that cannot be found again by its name."""
     module, qualname = cls.__module__, cls.__qualname__
+    name, pickled = _class_pickles.get(cls, ("", b""))
+    if name == f"{module}.{qualname}" and getattr(sys.modules.get(module), qualname, None) is cls:
+        return pickled
     if "<locals>" in qualname:
         raise UnstorableError(
             f"class {module}.{qualname} is defined inside a function, so no other program can "
@@ -328,8 +334,10 @@ def pickle_class(cls: type) -> bytes:
             f"class {module}.{qualname} cannot be found by that name: {error}.  Its objects could "
             "not be loaded again"
         ) from error
-    # What the memo would be for, the state, is a pickle of its own.
-    return pickled.removesuffix(b"q\x00.") + b"." if pickled.endswith(b"q\x00.") else pickled
+    if pickled.endswith(b"q\x00."):  # what the memo would be for, the state, is another pickle
+        pickled = pickled.removesuffix(b"q\x00.") + b"."
+    _class_pickles[cls] = f"{module}.{qualname}", pickled
+    return pickled
 
 
 class ObjectReader:

@@ -14,7 +14,7 @@ from durus.log_file import LogFile
 __all__ = ["hold_lock", "obtain_lock"]
 
 _PAUSE_MIN_S: Final = 50e-6
-_PAUSE_MAX_S: Final = 0.01
+_PAUSE_MAX_S: Final = 0.002
 _PAUSE_PART: Final = 8
 """A pause is this part of the time that was waited already: so nobody waits much too long, and
 who waits long asks seldom."""
