@@ -370,12 +370,7 @@ class FileStorage(ClassicCalls):
         failure = "the file could not be packed"
         with self._commits.exclude(), self._shared.locked(failure) as log:
             if log.find_slot(ROOT_OID):
-                try:
-                    self._pack(log)
-                except OSError as error:
-                    if isinstance(error, StorageError):
-                        raise
-                    raise StorageError(f"{log.path}: {failure}: {error}") from error
+                self._pack(log)
 
     def get_packer(self) -> Iterator[str]:
         """An iterator that packs, for programs of 4.x: all at once, after its first step."""

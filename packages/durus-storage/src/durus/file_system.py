@@ -240,8 +240,8 @@ class OperatingSystem:
                     # 1: FLOCK  ADVISORY  WRITE 4242 08:01:131112 0 EOF
                     fields = line.split()
                     if fields[1] == "FLOCK" and fields[5] == device:
-                        pid = int(fields[4])
-                        return LockHolder(pid, _state_of(pid))
+                        pid = int(fields[4])  # 0: one of another container
+                        return LockHolder(pid, _state_of(pid)) if pid > 0 else None
         except (OSError, ValueError, IndexError):
             pass  # not Linux, or a container that hides it
         return None

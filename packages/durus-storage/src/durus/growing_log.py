@@ -105,7 +105,7 @@ class GrowingLog(Log):
         content = encode_void(file_id, void)
         if start == self._visible_end:  # the last mark and reservation may be sealed, too
             if self.tid != NO_TID:
-                content += encode_mark(file_id, Mark(void.end, self.tid))
+                content += encode_mark(file_id, Mark(void.end, self.tid, NOT_SYNCED))
             again = Reservation(size + len(content), self.next_oid)
             content += encode_reservation(file_id, again)
         self.file.append(content)
@@ -146,7 +146,7 @@ class GrowingLog(Log):
         except BaseException as error:
             if batch.is_appended:
                 raise
-            if not self._withdraw(end):
+            if not self._withdraw(batch.transactions[0].end):
                 raise CommitOutcomeUnknownError(None, str(error)) from error
             if isinstance(error, OSError):
                 raise StorageError(
@@ -168,9 +168,9 @@ class GrowingLog(Log):
                 self.file.extend_map(end)
 
     def _withdraw(self, end: int) -> bool:
-        """After a failure: make sure that what was to end there is not committed.
+        """After a failure: make sure that what was appended is not committed.
 
-        False when that is not certain.
+        end: where the first of the transactions was to end.  False when it is not certain.
         """
         # A failed sync may have lost everything since the last visible transaction, so all of it is
         # sealed, and its bytes are not synced once more as if nothing had happened.

@@ -98,6 +98,8 @@ def decode_header(content: bytes) -> IndexHeader | None:
     magic, version, size, file_id, *numbers = _HEADER.unpack_from(content)
     if (magic, version, size) != (MAGIC, VERSION, PAGE_SIZE) or numbers[2] >= len(_POWERS):
         return None
+    if (numbers[2] == 0) != (numbers[3] == 0):  # a root, and no levels, or the other way round
+        return None
     return IndexHeader(
         file_id,
         covers=Anchor(*numbers[4:8]),

@@ -58,7 +58,7 @@ class OpenFile:
         """The bytes at `offset`: `size` of them, or fewer if the file ends before; StorageError."""
         try:
             return self._read(offset, size)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the offset may be anything
             self.check_process()
             raise StorageError(f"{self.path} cannot be read at offset {offset}: {error}") from error
 

@@ -101,10 +101,15 @@ class SharedLog:
             if network is not None:
                 # There nobody sees for certain what others write: one process at a time.
                 obtain_lock(file, self._lock_timeout_s, shared=self.readonly)
-            index = None
-            if self._use_index:
-                index = open_index(self._system, self.path, writable=False)
-            log = GrowingLog(file, recent, index=index)
+            try:
+                index = None
+                if self._use_index:
+                    index = open_index(self._system, self.path, writable=False)
+                log = GrowingLog(file, recent, index=index)
+            except BaseException:
+                if network is not None:
+                    file.unlock()  # now: the traceback of the error keeps the file open for long
+                raise
             log.keeps_lock = network is not None
         except OSError as error:
             if isinstance(error, StorageError):
@@ -222,13 +227,13 @@ class SharedLog:
     def _adopt(self, log: GrowingLog) -> None:
         if log.keeps_lock:
             log.adopt_tail()
-        elif log.file.lock(shared=True):
+        else:
             try:
+                if not log.file.lock(shared=True):
+                    return
                 log.adopt_tail()
             finally:
                 log.file.unlock()
-        else:
-            return
         self._adopted = log, log.catch_up().size
 
     # Appending
@@ -246,7 +251,7 @@ class SharedLog:
             with self._saying(failure):
                 while not self._is_locked_and_ready(log):
                     log = self._unlock_and_follow(log)
-            yield log
+                yield log
         finally:
             self._unlock(log)
 
