@@ -160,37 +160,48 @@ def test_after_a_cut_commits_go_on_and_keep_everything(tmp_path: Path, last: str
         assert list(verify_file(str(path))) == []
 
 
-@pytest.mark.parametrize("last", LASTS)
-def test_every_flipped_bit_is_reported_or_harmless(tmp_path: Path, last: str) -> None:
-    written = write_file(tmp_path / "whole", last=last)
+def insert_byte(content: bytes, place: int) -> bytes:
+    return content[:place] + b"\r" + content[place:]
+
+
+def delete_byte(content: bytes, place: int) -> bytes:
+    return content[:place] + content[place + 1 :]
+
+
+def insert_text(content: bytes, place: int) -> bytes:
+    return content[:place] + b"<<<<<<< HEAD\n" + content[place:]
+
+
+def delete_line(content: bytes, place: int) -> bytes:
+    return content[:place] + content[place + 50 :]
+
+
+@pytest.mark.parametrize("change", [insert_byte, delete_byte, insert_text, delete_line])
+def test_what_has_changed_its_place_is_reported_and_never_sealed(
+    tmp_path: Path, change: Callable[[bytes, int], bytes]
+) -> None:
+    path = tmp_path / "file"
+    written = write_file(path, last="committed")
     right = written.states[-1][1]
-    path = tmp_path / "flipped"
-    path.write_bytes(written.content)
-    harmless = []
-    with path.open("r+b", buffering=0) as file:
-        start = 0 if written.start == FILE_HEADER_SIZE else written.start
-        for bit in range(8 * start, 8 * len(written.content)):
-            place = bit // 8
-            os.pwrite(file.fileno(), bytes([written.content[place] ^ 1 << bit % 8]), place)
-            try:
-                with closing(FileStorage(path, readonly=True)) as storage:
-                    assert read_state(storage) == right
-                harmless.append(bit)
-            except StorageError:
-                pass  # reported
-            os.pwrite(file.fileno(), written.content[place : place + 1], place)
-    assert len(harmless) < 0.5 * 8 * len(written.content)
-    for bit in harmless[::9]:
-        changed = bytearray(written.content)
-        changed[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(changed)
-        with closing(FileStorage(path, system=Unsynced())) as storage:
-            commit(storage, {ROOT_OID: make_record("new")})
-            found = read_state(storage)
-            assert found[ROOT_OID][1:] == right[ROOT_OID]
-            assert all(found[oid] == right[oid] for oid in right if oid != ROOT_OID)
-        with closing(FileStorage(path, readonly=True)) as storage:
-            assert read_state(storage) == found
+    # Up to the last mark, which proves that all of this was whole once.
+    removed = max(0, len(written.content) - len(change(written.content, FILE_HEADER_SIZE)))
+    last_mark = len(written.content) - MARK_SIZE
+    for place in range(FILE_HEADER_SIZE, last_mark - removed + 1):
+        content = change(written.content, place)
+        path.write_bytes(content)
+        try:
+            with closing(FileStorage(path, readonly=True)) as storage:
+                assert read_state(storage) == right, place
+            with closing(FileStorage(path, system=Unsynced())) as storage:
+                commit(storage, {ROOT_OID: make_record("new")})
+                found = read_state(storage)
+            assert found[ROOT_OID].pop(0)[1] == "new"
+            assert found == right, place
+        except CorruptionError:
+            assert path.read_bytes() == content  # nothing was sealed
+            assert list(verify_file(str(path)))
+        else:
+            assert place + removed == last_mark  # all is there: only the mark is in another place
 
 
 def damage(path: Path, change: Callable[[bytearray], None]) -> None:

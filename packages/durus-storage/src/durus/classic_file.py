@@ -1,46 +1,42 @@
-"""What SHELF-1 and DFS20 files have in common: opening, appending, and what a crash leaves.
+"""SHELF-1 and DFS20 files as files: opened, made, read ahead, appended to.
 
-`shelf` and `dfs20` say what is in them.  Both are a packed part followed by transactions, without
-checksums.  Invariants: *a commit is one write, which counts when it is synced*, and when that fails
-the file is cut back to where it was; *a transaction that has others after it is never cut off*,
-whatever is wrong with it.
+`classic_format` says what is in them.  Invariants: *a commit is one write, which counts when it is
+synced*, and when that fails the file is cut back to where it was; a new file appears complete.
 """
 
 import contextlib
 import errno
-import logging
 import os
-import secrets
 import stat
 from typing import Final
 
+from durus.appearing import appearing_at, explain_creation_failure
 from durus.error import (
     CommitOutcomeUnknownError,
     CorruptionError,
-    NotADatabaseError,
     StorageError,
     StorageOpenError,
 )
 from durus.file import File
 from durus.file_system import OperatingSystem
 from durus.log_open import explain_failure
-from durus.logger import log
 from durus.utils import RandomAccessFile, ShortRead
 
 __all__ = [
     "DamagedEndError",
     "ReadAhead",
     "append_durably",
+    "cut_off",
+    "fill_if_empty",
     "is_record_start",
     "make_empty_file",
     "name_of",
     "open_classic_file",
-    "refuse_format",
-    "settle_end",
     "sync_directory_of",
 ]
 
 _READ_AHEAD: Final = 1 << 16
+_SYSTEM: Final = OperatingSystem()
 
 
 class DamagedEndError(CorruptionError, ShortRead):
@@ -61,9 +57,13 @@ class ReadAhead:
 
     def __init__(self, file: RandomAccessFile) -> None:
         self.file = file
-        file.seek(0, 2)
-        self.size = file.tell()
-        """Of the file, when this was made."""
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Forget what was read, and how long the file was."""
+        self.file.seek(0, 2)
+        self.size = self.file.tell()
+        """Of the file, when it was looked at."""
         self._start = 0
         self._piece = b""
 
@@ -117,7 +117,7 @@ def open_classic_file(
                 why = "readonly=True" if readonly else "create=False"
                 reason = f"there is no such file, and {why} makes none"
                 raise StorageOpenError(path, reason, errno.ENOENT) from error
-            _make_missing_file(path, new)
+            _make_missing_file(os.path.realpath(path), new)  # a link may lead to nothing
             continue
         except PermissionError as error:
             remedy = "" if readonly else " to write; readonly=True may work"
@@ -149,31 +149,29 @@ def _is_ready(file: File, new: bytes) -> bool:
     # Between opening and locking a pack may have put another file in its place.
     if not file.is_in_place():
         return False
-    if not len(file):
-        file.write(new)
-        file.fsync()
+    fill_if_empty(file, new)
     return True
 
 
+def fill_if_empty(file: File, new: bytes) -> None:
+    """Lock the file, and let it be a new one if it is empty."""
+    file.obtain_lock()
+    if not len(file):
+        file.write(new)
+        file.fsync()
+
+
 def _make_missing_file(path: str, new: bytes) -> None:
-    """Make it aside, so that it appears complete, or not at all."""
-    aside = os.path.join(os.path.dirname(path), f".durus-{secrets.token_hex(8)}.new")
     try:
-        file = make_empty_file(aside)
-        try:
+        with (
+            contextlib.suppress(FileExistsError),  # another process was first: its is used
+            appearing_at(_SYSTEM, path) as aside,
+            contextlib.closing(make_empty_file(aside)) as file,
+        ):
             file.write(new)
             file.fsync()
-            with contextlib.suppress(FileExistsError):  # another process was first: its is used
-                os.link(aside, path)
-        finally:
-            file.close()
-            os.unlink(aside)
-        sync_directory_of(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            reason = f"the directory {os.path.dirname(path)} does not exist"
-        raise StorageOpenError(path, f"cannot be made: {reason}", error.errno) from error
+        raise explain_creation_failure(path, error) from error
 
 
 def make_empty_file(path: str, mode: int | None = None) -> File:
@@ -181,8 +179,7 @@ def make_empty_file(path: str, mode: int | None = None) -> File:
 
     Raises OSError.
     """
-    system = OperatingSystem()
-    system.close(system.create(path, mode))
+    _SYSTEM.close(_SYSTEM.create(path, mode))
     file = File(path)
     try:
         file.obtain_lock()
@@ -194,7 +191,7 @@ def make_empty_file(path: str, mode: int | None = None) -> File:
 
 def sync_directory_of(path: str) -> None:
     """Return when the name of the file will survive a power cut."""
-    OperatingSystem().sync_directory(os.path.dirname(os.path.realpath(path)))
+    _SYSTEM.sync_directory(os.path.dirname(os.path.realpath(path)))
 
 
 # The end of the file
@@ -212,13 +209,13 @@ def append_durably(file: File, end: int, content: bytes) -> None:
         raise CorruptionError(file.get_name(), size, f"the file was cut off; it had {end} bytes")
     try:
         if size > end:
-            _cut(file, end)  # what a commit left that failed, and could not be cut back
+            cut_off(file, end)  # what a commit left that failed, and could not be cut back
         file.seek(end)
         file.write(content)
         file.fsync()
     except BaseException as error:
         try:
-            _cut(file, end)
+            cut_off(file, end)
         except OSError as second:
             raise CommitOutcomeUnknownError(
                 None, f"{file.get_name()}: {error}; and it could not be cut back: {second}"
@@ -231,54 +228,8 @@ def append_durably(file: File, end: int, content: bytes) -> None:
         ) from error
 
 
-def _cut(file: File, end: int) -> None:
+def cut_off(file: File, end: int) -> None:
+    """Let the file end here, durably."""
     file.seek(end)
     file.truncate()
     file.fsync()
-
-
-def settle_end(
-    file: RandomAccessFile, start: int, later: int | None, *, readonly: bool, repair: bool
-) -> None:
-    """Do what is to be done about a transaction at `start` that is not whole.
-
-    later: the offset of a whole transaction after it, if there is one.
-
-    Returns when it was cut off (`repair`), or when it is just being written by another process.
-    Raises CorruptionError if there is a later one, and DamagedEndError.
-    """
-    name = name_of(file)
-    if later is not None:
-        raise CorruptionError(
-            name,
-            start,
-            f"this is no whole transaction, but at offset {later} is one.  Nothing was cut off, "
-            "since that would lose it; restore a backup, or see what verify reports",
-        )
-    if readonly and isinstance(file, File) and file.is_locked_elsewhere():
-        return
-    file.seek(0, 2)
-    size = file.tell() - start
-    if readonly or not repair or not isinstance(file, File):
-        raise DamagedEndError(
-            name,
-            start,
-            f"the last {size} bytes are no whole transaction, as when a process was killed while "
-            "it was writing; opening the file for writing with repair=True cuts them off",
-        )
-    _cut(file, start)
-    log(
-        logging.WARNING,
-        "%s: repaired: the last %d bytes, from offset %d on, were no whole transaction and have "
-        "been cut off",
-        name,
-        size,
-        start,
-    )
-
-
-def refuse_format(file: RandomAccessFile, expected: str) -> NotADatabaseError:
-    """The error for a file that does not begin as expected."""
-    file.seek(0)
-    reason = f"this is no {expected} file" if file.read(1) else "the file is empty"
-    return NotADatabaseError(name_of(file), reason)

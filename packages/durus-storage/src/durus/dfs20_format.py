@@ -15,25 +15,22 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from durus.class_pickle import check_no_extensions
-from durus.classic_file import DamagedEndError, ReadAhead, is_record_start, name_of, settle_end
+from durus.classic_file import DamagedEndError, ReadAhead, is_record_start, name_of
+from durus.classic_format import ClassicFormat, ParsedTransaction
 from durus.error import CorruptionError
 from durus.file import File
+from durus.pickle_opcodes import check_opcodes
 from durus.unpickling import CONSTRUCTORS
 from durus.utils import int8_to_str, write_int8_str
 
 __all__ = [
     "BASE_START",
+    "DFS20",
     "EMPTY_DFS20",
     "MAGIC",
     "Dfs20Index",
-    "ParsedRecords",
     "encode_block",
-    "find_later_transaction",
-    "locate_record",
-    "parse_transaction",
     "read_index",
-    "read_transactions",
     "walk_records",
     "write_base",
     "write_index",
@@ -51,16 +48,6 @@ _COUNT_MAX: Final = 1000
 # Transactions
 
 
-class ParsedRecords(NamedTuple):
-    """What was found where a transaction should be."""
-
-    offsets: dict[bytes, int]
-    """Of the records that are whole, by oid; the last one of each oid."""
-    position: int
-    """The end of the transaction; if it is not whole, the start of what is not a record."""
-    is_whole: bool
-
-
 def walk_records(reader: ReadAhead, position: int) -> Iterator[tuple[bytes | None, int, int]]:
     """Oid, offset and end of each record from `position` on, up to the first that is not whole.
 
@@ -75,32 +62,18 @@ def walk_records(reader: ReadAhead, position: int) -> Iterator[tuple[bytes | Non
         position = stop
 
 
-def parse_transaction(reader: ReadAhead, start: int) -> ParsedRecords:
+def _parse_transaction(reader: ReadAhead, start: int) -> ParsedTransaction:
     """Read one transaction: records, and a length of 0."""
     offsets: dict[bytes, int] = {}
     position = start
     for oid, offset, position in walk_records(reader, start):
         if oid is None:
-            return ParsedRecords(offsets, position, True)
+            return ParsedTransaction(offsets, position, True)
         offsets[oid] = offset
-    return ParsedRecords(offsets, position, False)
+    return ParsedTransaction(offsets, position, False)
 
 
-def read_transactions(
-    reader: ReadAhead, position: int, *, readonly: bool = True, repair: bool = False
-) -> Iterator[ParsedRecords]:
-    """Every whole transaction from `position` on; at the end of them `settle_end` has its say."""
-    while position < reader.size:
-        parsed = parse_transaction(reader, position)
-        if not parsed.is_whole:
-            later = find_later_transaction(reader, position)
-            settle_end(reader.file, position, later, readonly=readonly, repair=repair)
-            return
-        yield parsed
-        position = parsed.position
-
-
-def locate_record(reader: ReadAhead, offset: int) -> tuple[int, int]:
+def _locate_record(reader: ReadAhead, offset: int) -> tuple[int, int]:
     """Where the record begins whose length is at `offset`, and its size."""
     return offset + 4, int.from_bytes(reader.read(offset, 4))
 
@@ -111,10 +84,12 @@ _TRANSACTION_START: Final = re.compile(rb"(?=\0{4}.{4}\0\0.{6}.{4}\x80)", re.DOT
 _SEARCHED_AT_ONCE: Final = 1 << 20
 
 
-def find_later_transaction(reader: ReadAhead, position: int) -> int | None:
-    """The offset of the first whole transaction after `position` that has a record.
+def _find_damage(
+    reader: ReadAhead, position: int, after_empty: bool
+) -> tuple[int, int | None]:
+    """`position`, and the offset of the first whole transaction after it that has a record.
 
-    There is none at `position`.  All that follows is searched, also what looks like records: one
+    All that follows is searched, also what looks like records: one
     whose length is damaged may seem to go on into a later transaction.
     """
     overlap = 4 + RECORD_HEAD_SIZE
@@ -123,10 +98,10 @@ def find_later_transaction(reader: ReadAhead, position: int) -> int | None:
     for start in range(max(BASE_START, position - 7), reader.size, _SEARCHED_AT_ONCE):
         piece = reader.read(start, _SEARCHED_AT_ONCE + overlap)
         for match in _TRANSACTION_START.finditer(piece):
-            found = parse_transaction(reader, start + match.start() + 4)
+            found = _parse_transaction(reader, start + match.start() + 4)
             if found.is_whole and found.offsets:
-                return start + match.start() + 4
-    return None
+                return position, start + match.start() + 4
+    return position, None
 
 
 def encode_block(record: bytes) -> bytes:
@@ -176,7 +151,7 @@ def read_index(reader: ReadAhead) -> Dfs20Index:
     try:
         # An entry takes far less in the index than its record in the file, whatever the protocol.
         pickled = _decompress(reader.read(start + 8, end - start - 8), 1000 + 8 * size)
-        check_no_extensions(pickled)
+        check_opcodes(pickled)
         # Python 2 has written str, which is text here; encoding="latin1" leaves no byte out.
         offsets = _IndexUnpickler(io.BytesIO(pickled), encoding="latin1").load()
         return Dfs20Index(_check_offsets(offsets, start), start, end)
@@ -271,3 +246,12 @@ def _encode_empty() -> bytes:
 
 EMPTY_DFS20: Final = _encode_empty()
 """A file without objects: nothing before the index, and an index of nothing."""
+
+DFS20: Final = ClassicFormat(
+    name="DFS20",
+    magic=MAGIC,
+    empty=EMPTY_DFS20,
+    parse=_parse_transaction,
+    find_damage=_find_damage,
+    locate_record=_locate_record,
+)

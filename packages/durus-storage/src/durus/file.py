@@ -5,8 +5,11 @@ written is with the operating system when `write` returns, nothing is held back 
 invariant: *whoever writes has the lock*, a flock on the file itself, which 4.3 takes, too.
 """
 
+import contextlib
 import os
 import tempfile
+import weakref
+from collections.abc import Iterator
 from os import PathLike
 from typing import Any, BinaryIO, Final, cast
 
@@ -16,6 +19,10 @@ from durus.file_system import OperatingSystem
 __all__ = ["File"]
 
 _SYSTEM: Final = OperatingSystem()
+
+_READERS_WAIT_MAX_S: Final = 2.0
+"""A reader that is not sure of the end of the file keeps writers away for a moment."""
+_READERS_PAUSE_S: Final = 0.001
 
 
 class File:
@@ -35,15 +42,22 @@ class File:
         self.file: BinaryIO
         self.has_lock = False
         self._temporary = name is None
+        self._remove: weakref.finalize[..., File] | None = None
         self._lock_pid = 0
         if name is None:
             if readonly:
                 raise AssertionError("a temporary file is new: it cannot be read-only")
-            temporary = tempfile.NamedTemporaryFile(**{"buffering": 0, **kwargs})  # noqa: SIM115 (kept)
+            options = {"buffering": 0, "delete": True, **kwargs}
+            # Not by itself: it would remove the file at the end of a forked child, too.
+            temporary = tempfile.NamedTemporaryFile(**{**options, "delete": False})  # noqa: SIM115 (kept)
             self.file = cast(BinaryIO, temporary)
-            self._name = self.file.name
+            self._name = self._path = self.file.name
+            if options["delete"]:
+                self._remove = weakref.finalize(self, _remove_temporary, self._path, os.getpid())
             return
         self._name = os.fspath(name)
+        self._path = os.path.abspath(self._name)
+        """Names the same file when the process has changed its folder."""
         if not readonly:
             self.file = open(name, "r+b", buffering=0, opener=_open_or_make)  # noqa: SIM115 (kept)
             return
@@ -72,7 +86,7 @@ class File:
     def is_in_place(self) -> bool:
         """Whether its path still names it: nobody has put another file there, or removed it."""
         try:
-            there = _SYSTEM.path_status(self._name)
+            there = _SYSTEM.path_status(self._path)
         except FileNotFoundError:
             return False
         return there.identity == _SYSTEM.status(self.file.fileno()).identity
@@ -93,10 +107,10 @@ class File:
 
     def stat(self) -> os.stat_result:
         """OSError when its path names nothing any more."""
-        return os.stat(self._name)
+        return os.stat(self._path)
 
     def __len__(self) -> int:
-        return self.stat().st_size
+        return _SYSTEM.status(self.file.fileno()).size
 
     def obtain_lock(self) -> None:
         """Lock the file, if this File has not done that already.
@@ -107,13 +121,16 @@ class File:
             return
         if self.is_readonly():
             raise ReadOnlyError(f"{self._name} is open read-only")
-        if not _SYSTEM.lock(self.file.fileno()):
-            holder = _SYSTEM.lock_holder(self.file.fileno())
-            who = "another process" if holder is None else str(holder)
-            raise StorageLockedError(
-                f"{self._name}: {who} has the file open for writing; close it there first, or open "
-                "it here with readonly=True"
-            )
+        deadline = _SYSTEM.monotonic() + _READERS_WAIT_MAX_S
+        while not _SYSTEM.lock(self.file.fileno()):
+            if self.is_locked_elsewhere() or _SYSTEM.monotonic() >= deadline:
+                holder = _SYSTEM.lock_holder(self.file.fileno())
+                who = "another process" if holder is None else str(holder)
+                raise StorageLockedError(
+                    f"{self._name}: {who} has the file open for writing; close it there first, or "
+                    "open it here with readonly=True"
+                )
+            _SYSTEM.pause(_READERS_PAUSE_S)
         self.has_lock = True
         self._lock_pid = os.getpid()
 
@@ -125,12 +142,18 @@ class File:
 
     def is_locked_elsewhere(self) -> bool:
         """Whether somebody else has the lock at this moment."""
-        if self.has_lock:
-            return False
-        free = _SYSTEM.lock(self.file.fileno(), shared=True)
-        if free:
-            _SYSTEM.unlock(self.file.fileno())
-        return not free
+        with self.keeping_writers_away() as is_free:
+            return not is_free
+
+    @contextlib.contextmanager
+    def keeping_writers_away(self) -> Iterator[bool]:
+        """Let nobody else get the lock meanwhile, for a moment; False if somebody has it."""
+        is_free = self.has_lock or _SYSTEM.lock(self.file.fileno(), shared=True)
+        try:
+            yield is_free
+        finally:
+            if is_free and not self.has_lock:
+                _SYSTEM.unlock(self.file.fileno())
 
     def write(self, s: bytes) -> None:
         """Write all of it, with one call of the operating system if that takes all."""
@@ -159,8 +182,8 @@ class File:
         if self._temporary:
             raise AssertionError(f"{self._name} is temporary: it cannot be renamed")
         self.obtain_lock()
-        os.rename(self._name, name)
-        self._name = name
+        os.rename(self._path, name)
+        self._name, self._path = name, os.path.abspath(name)
         self.seek(0)
 
     def close(self) -> None:
@@ -168,6 +191,14 @@ class File:
         if not self.file.closed:
             self.release_lock()
         self.file.close()
+        if self._remove is not None:
+            self._remove()
+
+
+def _remove_temporary(path: str, pid: int) -> None:
+    if os.getpid() == pid:  # and not a forked child
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def _open_or_make(name: str, flags: int) -> int:

@@ -88,6 +88,16 @@ class GrowingLog(Log):
                 self._publish_until(whole[-1].tid, adopted, is_marked=False)
                 self._tail = tail._replace(pending=tail.pending[len(whole) :])
 
+    def make_durable(self) -> None:
+        """Let all that is visible, with its mark, survive a power cut; OSError."""
+        visible_end = self._visible_end
+        try:
+            self.file.sync()
+        except OSError:
+            # The next sync would pass over what this one has lost: the last mark, at least.
+            self._refused = visible_end
+            raise
+
     def _sync_to_read(self) -> None:
         try:
             self.file.sync()

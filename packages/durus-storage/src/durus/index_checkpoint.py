@@ -12,7 +12,9 @@ from typing import Final
 
 from durus.error import StorageError
 from durus.file_system import System
+from durus.growing_log import GrowingLog
 from durus.index_file import IndexFile
+from durus.interfaces import Oid
 from durus.log import Log, Unindexed
 
 __all__ = ["CHECKPOINT_SIZE", "index_path", "open_index", "renew_index", "write_checkpoint"]
@@ -44,15 +46,15 @@ def renew_index(log: Log) -> None:
         log.use_index(index)
 
 
-def write_checkpoint(log: Log) -> None:
+def write_checkpoint(log: GrowingLog) -> None:
     """Let the index file cover all that is visible.
 
     Does nothing if another process is just updating it.  Raises OSError and StorageError.
     """
-    log.file.sync()  # a power cut must not leave an index of what is not there
     state = log.unindexed_state()
     if state is None:
         return
+    log.make_durable()  # a power cut must not leave an index of what is not there
     index = open_index(log.file.system, log.path, writable=True)
     if index is not None and not log.accepts(index):
         index = None
@@ -81,7 +83,13 @@ def _update(log: Log, index: IndexFile, state: Unindexed) -> IndexFile:
 
 
 def _all_entries(log: Log, state: Unindexed) -> Iterator[tuple[int, int]]:
-    return ((number, slot) for number, slot in log.items() if slot < state.until.end)
+    for number, newest in log.items():
+        slot = newest
+        while slot >= state.until.end:  # another thread has just seen a newer revision
+            oid = Oid(number.to_bytes(8))
+            slot = log.find_previous_slot(log.read_slot(slot, oid)[1], slot, oid)
+        if slot:
+            yield number, slot
 
 
 def _make(log: Log, state: Unindexed) -> IndexFile:

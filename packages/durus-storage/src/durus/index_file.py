@@ -131,18 +131,26 @@ class IndexFile(OpenFile):
         empty = IndexHeader(file_id, Anchor(), Anchor(), next_oid=0, features_read_only=0)
         fd = system.create(path, mode)
         try:
-            system.append(fd, encode_header(empty))
+            content = encode_header(empty)
+            while content:
+                content = content[system.append(fd, content) :]
         finally:
             system.close(fd)
         return cls.open(system, path, writable=True)
 
     def _read_header(self) -> IndexHeader:
         for attempt in range(_ATTEMPTS):
-            header = decode_header(self.read(0, PAGE_SIZE))
+            header = decode_header(self._read_whole_page(0))
             if header is not None:
                 return header
             self._wait(attempt)
         raise IndexDamagedError(f"{self.path}: the header of the index is damaged")
+
+    def _read_whole_page(self, page: int) -> bytes:
+        try:
+            return self.read(page * PAGE_SIZE, PAGE_SIZE)
+        except StorageError as error:
+            raise IndexDamagedError(f"the index cannot be used: {error}") from error
 
     def _wait(self, attempt: int) -> None:
         if attempt + 1 < _ATTEMPTS:
@@ -154,7 +162,7 @@ class IndexFile(OpenFile):
         if content is not None:
             return content
         for attempt in range(_ATTEMPTS):
-            content = self.read(page * PAGE_SIZE, PAGE_SIZE)
+            content = self._read_whole_page(page)
             if content[-_CHECK.size :] == self._check(page, level, memoryview(content)):
                 break
             self._wait(attempt)

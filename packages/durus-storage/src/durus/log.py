@@ -154,15 +154,28 @@ class Log(LogReader):
         )
 
     def _find_anchor(self, anchor: Anchor) -> int:
-        """The end of the transaction that an index names, or 0 when it is not in this log."""
-        head = decode_entry_head(
-            self.header.file_id, anchor.offset, self.file.read(anchor.offset, FIXED_SIZE)
-        )
+        """The end of the transaction that an index names, or 0 when it is not visible here.
+
+        That it begins there is not enough: of a copy that was cut off, it may have been sealed.
+        """
+        size = self.file.status().size
+        if not self.header.size <= anchor.offset < anchor.end <= size:
+            return 0
+        start = self.file.read(anchor.offset, FIXED_SIZE)
+        head = decode_entry_head(self.header.file_id, anchor.offset, start)
         if not isinstance(head, TransactionHead):
             return 0
         if (head.tid, head.id) != (anchor.tid, anchor.transaction_id):
             return 0
-        return head.end if head.end <= anchor.end <= self.file.status().size else 0
+        position = head.end  # its directory may be long, and need not be read
+        while position < anchor.end:
+            entry = self.read_entry(position, anchor.end)
+            if entry is None:
+                return 0
+            if isinstance(entry, Mark) and entry.tid == head.tid:
+                return head.end
+            position = entry.end
+        return 0
 
     @property
     def tid(self) -> Tid:
@@ -339,7 +352,7 @@ class Log(LogReader):
             start, head = self.read_slot(slot, oid)
             if head.tid <= at:
                 yield Revision(head.tid, self.read_record(slot, start, oid).record)
-            slot = self._find_previous(head, slot, oid)
+            slot = self.find_previous_slot(head, slot, oid)
 
     def find_slot(self, oid: Oid) -> int:
         """The slot of the newest revision of `oid`, or 0 when there is no such object."""
@@ -369,7 +382,8 @@ class Log(LogReader):
             except IndexDamagedError:
                 self.rebuild_index()
 
-    def _find_previous(self, head: TransactionHead, slot: int, oid: Oid) -> int:
+    def find_previous_slot(self, head: TransactionHead, slot: int, oid: Oid) -> int:
+        """The slot before this one of `oid`, which belongs to a transaction; 0: there is none."""
         previous = self.read_transaction(head).find_previous(oid)
         if previous is None or previous >= slot:
             raise self.corrupt(head.offset, "the directory has no previous revision", oid)

@@ -1,8 +1,9 @@
 """Verify: read a whole log file, and report everything in it that is not as it must be.
 
 Nothing is taken on trust, and nothing ends the walk: after damage it goes on at the next mark.  It
-shares the decoding with `log`, but not its scanner, and makes an index of its own.  An unfinished
-tail is no finding.
+shares the decoding with `log`, but not its scanner, and makes an index of its own, with which it
+compares the index file, too.  An unfinished tail is no finding, and what others append meanwhile is
+not looked at.
 """
 
 from array import array
@@ -12,16 +13,20 @@ from dataclasses import dataclass, field
 from durus.error import StorageError, format_oid
 from durus.file_format import Finding
 from durus.file_system import OperatingSystem, System
+from durus.index_verify import IndexCheck
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log import Log
 from durus.log_file import LogFile
 from durus.log_format import (
+    FIXED_SIZE,
     SLOT_HEAD_SIZE,
     TRAILER_SIZE,
     LoggedTransaction,
     Mark,
+    TransactionHead,
     Void,
     decode_distance,
+    decode_entry_head,
     decode_record,
 )
 from durus.log_index import LogIndex
@@ -31,18 +36,28 @@ __all__ = ["verify_file"]
 
 
 def verify_file(path: str, system: System | None = None) -> Iterator[Finding]:
-    """Yield what is wrong with a log file; nothing if it is sound.  It is only read.
+    """Yield what is wrong with a log file, and the index file beside it; nothing if all is sound.
 
-    Raises StorageError when it is no log file, or its header is damaged; OSError.
+    Both are only read.  Raises StorageError when this is no log file, or the header of the log is
+    damaged; OSError.
     """
     system = OperatingSystem() if system is None else system
     file = LogFile(system, path, system.open(path, writable=False))
-    yield from _Walk(Log(file, scan=False)).run()
+    log = Log(file, scan=False)
+    index = IndexCheck(log)
+    walk = _Walk(log, file.status().size)
+    yield from walk.run()
+    if walk.is_complete:
+        yield from index.run(walk.newest, walk.size)
 
 
 @dataclass(slots=True)
 class _Walk:
     log: Log
+    size: int
+    """So much of the file is read."""
+    is_complete: bool = False
+    """Whether nothing kept it from seeing all that is visible."""
     tid: Tid = NO_TID
     pending: list[LoggedTransaction] = field(default_factory=list)
     visible: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -50,14 +65,14 @@ class _Walk:
     newest: LogIndex = field(default_factory=LogIndex)
 
     def run(self) -> Iterator[Finding]:
-        log = self.log
-        size = log.file.status().size
-        position = log.header.size
+        position = self.log.header.size
         damaged = False
-        while position < size:
-            entry = log.read_entry(position, size)
+        while position < self.size:
+            entry = self.log.read_entry(position, self.size)
+            if isinstance(entry, Mark) and not entry.synced:
+                position, entry = self._pass_torn(position, entry)
             if entry is None:
-                entry = self._find_end_of_gap(position, size)
+                entry = self._find_end_of_gap(position)
                 if entry is None:
                     break  # an unfinished tail
                 if isinstance(entry, Mark):
@@ -66,7 +81,7 @@ class _Walk:
                         self.tid = max(self.tid, entry.tid)
                         continue  # here is still what it was
                     damaged = True
-                    yield Finding(position, None, None, "the entry is damaged")
+                    yield Finding(position, self._read_tid(position), None, "the entry is damaged")
             match entry:
                 case LoggedTransaction():
                     self.pending.append(entry)
@@ -82,16 +97,45 @@ class _Walk:
             yield from self._check_refs()
             yield from self._check_scan()
 
+    def _read_tid(self, position: int) -> Tid | None:
+        """The tid of a damaged transaction, if that part of it is as it was."""
+        content = self.log.file.read(position, FIXED_SIZE)
+        head = decode_entry_head(self.log.header.file_id, position, content)
+        return head.tid if isinstance(head, TransactionHead) else None
+
+    def _pass_torn(self, position: int, mark: Mark) -> tuple[int, Mark | None]:
+        """Go back from an unsynced mark to a transaction that is not whole, if it was never synced.
+
+        That is unfinished.  But if a synced mark follows, it was whole once, and is damaged.
+        """
+        for index, transaction in enumerate(self.pending):
+            if transaction.tid <= mark.tid and not self.log.is_whole(transaction):
+                if self._was_synced(transaction, position):
+                    break
+                del self.pending[index:]
+                return transaction.offset, None
+        return position, mark
+
+    def _was_synced(self, transaction: LoggedTransaction, position: int) -> bool:
+        """Whether a synced mark for a transaction comes after `position`, before a void for it."""
+        for entry in self.log.search(position, self.size):
+            if isinstance(entry, Void):
+                if entry.start <= transaction.offset:
+                    return False
+            elif entry.synced and entry.tid >= transaction.tid:
+                return True
+        return False
+
     @property
     def _last_tid(self) -> Tid:
         return self.pending[-1].tid if self.pending else self.tid
 
-    def _find_end_of_gap(self, position: int, size: int) -> Void | Mark | None:
+    def _find_end_of_gap(self, position: int) -> Void | Mark | None:
         """The void that seals what is there, or the mark that proves it to be damaged.
 
         Or a mark that makes pending transactions before it visible, and says nothing of it.
         """
-        for entry in self.log.search(position + 1, size):
+        for entry in self.log.search(position + 1, self.size):
             if isinstance(entry, Void):
                 if entry.start <= position:
                     return entry
@@ -132,7 +176,8 @@ class _Walk:
     def _check_record(
         self, transaction: LoggedTransaction, slot: int, oid: int, size: int
     ) -> Iterator[str]:
-        content = self.log.file.read(slot, SLOT_HEAD_SIZE + size)
+        most = max(0, transaction.end - slot)  # the size may be anything
+        content = self.log.file.read(slot, min(SLOT_HEAD_SIZE + size, most))
         stored = decode_record(content[SLOT_HEAD_SIZE:])
         if stored is None:
             yield "the record is damaged"
@@ -161,11 +206,12 @@ class _Walk:
     def _check_scan(self) -> Iterator[Finding]:
         """Does what `Log` sees, forwards and backwards, agree with this walk?"""
         try:
-            self.log.catch_up()
+            self.log.catch_up(self.size)
             offsets = array("Q", (head.offset for head in self.log.walk_back()))
         except StorageError as error:
             yield Finding(getattr(error, "offset", 0), None, None, str(error))
             return
         offsets.reverse()
-        if offsets != self.visible:
+        self.is_complete = offsets == self.visible
+        if not self.is_complete:
             yield Finding(self.log.end, None, None, "walking backwards finds other transactions")

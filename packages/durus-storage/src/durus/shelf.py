@@ -12,7 +12,7 @@ from itertools import count
 from os import PathLike
 from typing import Final, cast
 
-from durus.classic_file import ReadAhead, append_durably, name_of, refuse_format, settle_end
+from durus.classic_file import ReadAhead, append_durably, fill_if_empty, name_of
 from durus.error import CorruptionError, format_oid
 from durus.file import File
 from durus.interfaces import Oid
@@ -23,12 +23,10 @@ from durus.shelf_format import (
     PREFIX,
     ItemCheck,
     encode_item,
-    find_damage,
     is_item,
     locate_base,
     locate_transactions,
-    parse_transaction,
-    read_transactions,
+    shelf_format_for,
     walk_items,
 )
 from durus.utils import IntArray, RandomAccessFile, as_bytes, int8_to_str, read, str_to_int8
@@ -156,6 +154,7 @@ class Shelf:
             file = opened = File(file, readonly=readonly)
         self.file = cast(File, file)  # or, to be read only, something like it
         self._check = check
+        form = shelf_format_for(check)
         self.memory_index: dict[bytes, int] = {}
         """Where the items are that came after the map."""
         self.unused_name_generator: Iterator[Oid] | None = None
@@ -163,17 +162,15 @@ class Shelf:
             if not readonly:
                 self.file.obtain_lock()
                 self._make_if_empty(items)
-            if not self.has_format(self.file):
-                raise refuse_format(self.file, "SHELF-1")
+            form.check_is_in(self.file)
             reader = ReadAhead(self.file)
             base_end = locate_base(reader)
             self.file.seek(base_end)
             self.offset_map = OffsetMap(self.file)
             self.end = locate_transactions(reader, base_end)
             """Where the next transaction will be."""
-            for transaction in read_transactions(
-                reader, self.end, check, readonly=readonly, repair=repair
-            ):
+            repair = repair and not readonly
+            for transaction in form.read_transactions(reader, self.end, repair=repair):
                 self.memory_index.update(transaction.offsets)
                 self.end = transaction.position
         except BaseException:
@@ -235,7 +232,11 @@ class Shelf:
         """A name that is not in use and was not returned before: a hole first, then new ones."""
         if self.unused_name_generator is None:
             self.unused_name_generator = self._generate_unused_names()
-        return next(self.unused_name_generator)
+        for name in self.unused_name_generator:
+            return name
+        start = self.offset_map.get_start()
+        reason = "the holes of the offset map could not be read to the end, and no new name is given"
+        raise CorruptionError(name_of(self.file), start, reason)
 
     def _generate_unused_names(self) -> Iterator[Oid]:
         for numbers in (self.offset_map.gen_holes(), count(self.offset_map.get_array_size())):
@@ -335,12 +336,7 @@ def read_transaction_offsets(
     """
     start = file.tell()
     reader = ReadAhead(file)
-    if start >= reader.size:
-        return None
-    offsets, end, is_whole = parse_transaction(reader, start)
-    if not is_whole:
-        _, later = find_damage(reader, start)
-        settle_end(file, start, later, readonly=not isinstance(file, File), repair=repair)
-        return None
-    file.seek(end)
-    return offsets
+    for found in shelf_format_for(is_item).read_transactions(reader, start, repair=repair):
+        file.seek(found.position)
+        return found.offsets
+    return None

@@ -7,10 +7,12 @@ what looks a little wrong is not whole.
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from struct import pack, unpack
-from typing import Final, NamedTuple
+from typing import Final
 
-from durus.classic_file import DamagedEndError, ReadAhead, is_record_start, name_of, settle_end
+from durus.classic_file import DamagedEndError, ReadAhead, is_record_start, name_of
+from durus.classic_format import ClassicFormat, ParsedTransaction
 from durus.error import CorruptionError
 from durus.utils import int8_to_str, str_to_int8
 
@@ -19,18 +21,14 @@ __all__ = [
     "EMPTY_SHELF",
     "ITEM_HEAD_SIZE",
     "PREFIX",
+    "SHELF",
     "ItemCheck",
-    "ParsedTransaction",
     "encode_item",
-    "find_damage",
-    "find_later_transaction",
     "is_item",
     "is_record_item",
     "locate_base",
-    "locate_record",
     "locate_transactions",
-    "parse_transaction",
-    "read_transactions",
+    "shelf_format_for",
     "walk_items",
 ]
 
@@ -56,16 +54,6 @@ def is_record_item(head: bytes, size: int) -> bool:
     return head[:8] == head[8:16] and is_record_start(head[8:], size - 8)
 
 
-class ParsedTransaction(NamedTuple):
-    """What was found where a transaction should be."""
-
-    offsets: dict[bytes, int]
-    """Of the items that are whole, by name; the last one of each name."""
-    position: int
-    """The end of the transaction; if it is not whole, the start of the item that is not."""
-    is_whole: bool
-
-
 def walk_items(
     reader: ReadAhead, position: int, end: int, check: ItemCheck = is_item
 ) -> Iterator[tuple[bytes, int, int]]:
@@ -81,7 +69,7 @@ def walk_items(
         position = stop
 
 
-def _parse_items(reader: ReadAhead, position: int, end: int, check: ItemCheck) -> ParsedTransaction:
+def _parse_items(check: ItemCheck, reader: ReadAhead, position: int, end: int) -> ParsedTransaction:
     offsets: dict[bytes, int] = {}
     for name, offset, stop in walk_items(reader, position, end, check):
         offsets[name] = offset
@@ -89,58 +77,30 @@ def _parse_items(reader: ReadAhead, position: int, end: int, check: ItemCheck) -
     return ParsedTransaction(offsets, position, position == end)
 
 
-def parse_transaction(
-    reader: ReadAhead, start: int, check: ItemCheck = is_item
-) -> ParsedTransaction:
+def _parse_transaction(check: ItemCheck, reader: ReadAhead, start: int) -> ParsedTransaction:
     """Read one transaction: its length, and items that fill it exactly."""
     length = reader.read(start, 8)
     if len(length) < 8:
         return ParsedTransaction({}, start, False)
-    return _parse_items(reader, start + 8, start + 8 + str_to_int8(length), check)
+    return _parse_items(check, reader, start + 8, start + 8 + str_to_int8(length))
 
 
-def read_transactions(
-    reader: ReadAhead,
-    position: int,
-    check: ItemCheck = is_item,
-    *,
-    readonly: bool = True,
-    repair: bool = False,
-) -> Iterator[ParsedTransaction]:
-    """Every whole transaction from `position` on; at the end of them `settle_end` has its say."""
-    empty = None
-    while position < reader.size:
-        parsed = parse_transaction(reader, position, check)
-        if not parsed.is_whole:
-            start, later = find_damage(reader, position, check, after_empty=empty is not None)
-            settle_end(reader.file, start, later, readonly=readonly, repair=repair)
-            return
-        if empty is not None:
-            yield empty
-        empty = None if parsed.offsets else parsed
-        if parsed.offsets:
-            yield parsed
-        position = parsed.position
-    if empty is not None:
-        yield empty
-
-
-def find_damage(
-    reader: ReadAhead, start: int, check: ItemCheck = is_item, *, after_empty: bool = False
+def _find_damage(
+    check: ItemCheck, reader: ReadAhead, start: int, after_empty: bool
 ) -> tuple[int, int | None]:
     """Where the transaction begins that is not whole at `start`, and where a later whole one does.
 
     after_empty: the one before has the length 0.  Then it is no transaction, but what 4.3 writes
       in the place of a length that it does not know yet, and these are its items.
     """
-    parsed = [parse_transaction(reader, start, check)]
+    parsed = [_parse_transaction(check, reader, start)]
     if after_empty:
-        parsed.append(_parse_items(reader, start, reader.size, check))
+        parsed.append(_parse_items(check, reader, start, reader.size))
         start -= 8
     # Whole items explain what is there.  Without any, the zeros of an empty transaction may have
     # been the first bytes of a later one.
     position = max((found.position for found in parsed if found.offsets), default=start)
-    return start, find_later_transaction(reader, position, check)
+    return start, _find_later(check, reader, position)
 
 
 # The lengths of a transaction and of its first record, the oid twice, the pickles.  Nothing else
@@ -149,14 +109,12 @@ _TRANSACTION_START: Final = re.compile(rb"(?=\0\0.{6}\0\0.{6}(.{8})\1.{4}\x80)",
 _SEARCHED_AT_ONCE: Final = 1 << 20
 
 
-def find_later_transaction(
-    reader: ReadAhead, position: int, check: ItemCheck = is_item
-) -> int | None:
+def _find_later(check: ItemCheck, reader: ReadAhead, position: int) -> int | None:
     """The offset of the first whole transaction at `position` or after it that has a record."""
     overlap = 8 + ITEM_HEAD_SIZE
     for start in range(position, reader.size, _SEARCHED_AT_ONCE):
         for match in _TRANSACTION_START.finditer(reader.read(start, _SEARCHED_AT_ONCE + overlap)):
-            found = parse_transaction(reader, start + match.start(), check)
+            found = _parse_transaction(check, reader, start + match.start())
             follows = reader.read(found.position, overlap + 1)
             if found.is_whole and found.offsets and _may_follow(follows):
                 return start + match.start()
@@ -196,7 +154,7 @@ def locate_transactions(reader: ReadAhead, base_end: int) -> int:
     return base_end + 8 + int.from_bytes(reader.read(base_end, 8))
 
 
-def locate_record(reader: ReadAhead, offset: int) -> tuple[int, int]:
+def _locate_record(reader: ReadAhead, offset: int) -> tuple[int, int]:
     """Where the record of the item at `offset` begins, and its size."""
     return offset + 16, int.from_bytes(reader.read(offset, 8)) - 8
 
@@ -204,3 +162,19 @@ def locate_record(reader: ReadAhead, offset: int) -> tuple[int, int]:
 def encode_item(name: bytes, value: bytes) -> bytes:
     """Length, name, value."""
     return b"".join((int8_to_str(len(name) + len(value)), name, value))
+
+
+def shelf_format_for(check: ItemCheck) -> ClassicFormat:
+    """The format, for items that are all like this."""
+    return ClassicFormat(
+        name="SHELF-1",
+        magic=PREFIX,
+        empty=EMPTY_SHELF,
+        parse=partial(_parse_transaction, check),
+        find_damage=partial(_find_damage, check),
+        locate_record=_locate_record,
+    )
+
+
+SHELF: Final = shelf_format_for(is_record_item)
+"""The format of databases: all items are records."""
