@@ -1,6 +1,7 @@
-"""What the integration tests share: our wheels, and Durus 4.3.  Each is built once for a run."""
+"""What the integration tests share: our wheels and Durus 4.3, built once for a run; and seeds."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -9,6 +10,31 @@ import pytest
 from scripts.distributions import read_distributions
 from scripts.environments import make_environment, run
 from scripts.wheels import build
+from tests.seeds import SEED_LIMIT, Seeds
+
+_seeds = pytest.StashKey[Seeds]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="try many more random cases")
+    parser.addoption("--seed", type=int, help="the first seed of random cases; else a fresh one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    first = config.getoption("seed")
+    if first is None:
+        first = random.randrange(SEED_LIMIT)
+    config.stash[_seeds] = Seeds(first, is_long=config.getoption("long"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random cases begin with --seed {config.stash[_seeds].first}"
+
+
+@pytest.fixture(scope="session")
+def seeds(pytestconfig: pytest.Config) -> Seeds:
+    """What random cases are made from."""
+    return pytestconfig.stash[_seeds]
 
 
 @pytest.fixture(scope="session")

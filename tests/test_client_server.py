@@ -4,6 +4,7 @@ One program, written for 4.3, runs under either and prints what it sees; a serve
 process of its own.  All pairs are tried, but for that of 4.3 with itself.
 """
 
+import resource
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from durus.client_storage import ClientStorage
+from durus.connection import Connection
 from durus.file_storage import FileStorage
 from durus.storage_server import SocketAddress, stop_durus, wait_for_server
 
@@ -407,6 +409,35 @@ def test_a_file_is_served_by_both_systems_in_turn(tmp_path: Path, pythons: dict[
             do(server)
             assert stop_durus(server.address)
             server.process.wait(WAIT_MAX_S)
+
+
+# More clients than files that may be open.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
+@pytest.mark.parametrize("name", ["log", "shelf", "dfs20"])
+def test_a_server_that_is_full_goes_on_for_the_clients_that_it_has(
+    tmp_path: Path, name: str
+) -> None:
+    pair = Pair("ours", "ours", "unix", name)
+    with (
+        serve(pair, tmp_path, {"ours": Path(sys.executable)}) as server,
+        ClientStorage(address=server.address) as client,
+        ExitStack() as stack,
+    ):
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+        for _ in range(50):
+            connected = SocketAddress.new(server.address).get_connected_socket()
+            assert connected is not None
+            stack.enter_context(connected)
+        while "open files" not in server.log.read_text():
+            assert server.process.poll() is None
+        with Connection(client) as connection:
+            connection.root["first"] = 1
+            connection.commit()
+        client.pack()
+        while "Pack completed" not in (log := server.log.read_text()):
+            assert "Pack failed" not in log
 
 
 # Stopping, and waiting.

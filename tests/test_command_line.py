@@ -309,6 +309,16 @@ def test_a_server_packs_when_it_is_asked_to(desk: Desk, port: int) -> None:
     assert path.stat().st_size < 10_000
 
 
+def test_a_server_that_cannot_pack_is_said_to(desk: Desk, port: int) -> None:
+    path = make_database(desk.folder / "app.durus", a=1)
+    desk.serve(port, "--readonly", "--file", path)
+    finished = desk.run("pack", f"--port={port}")
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == (
+        f"durus: 127.0.0.1:{port}: the server cannot pack; its log says why\n"
+    )
+
+
 # Every format
 
 

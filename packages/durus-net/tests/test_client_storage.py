@@ -245,6 +245,28 @@ def test_a_commit_takes_no_other_call(a: ClientStorage, b: ClientStorage) -> Non
     assert a.sync() == [oid(0)]
 
 
+class InterruptedRecords(dict[bytes, bytes]):
+    """Ctrl-C comes when they were sent off."""
+
+    def clear(self) -> None:
+        super().clear()
+        raise KeyboardInterrupt
+
+
+def test_after_an_interrupt_between_the_steps_the_client_is_not_used_any_more(
+    a: ClientStorage, b: ClientStorage
+) -> None:
+    a.begin()
+    a.records = InterruptedRecords({oid(0): classic(oid(0))})
+    with pytest.raises(KeyboardInterrupt):
+        a.end()
+    for call in (a.sync, a.end):
+        with pytest.raises(ServerLostError, match="a commit was interrupted by KeyboardInterrupt"):
+            call()
+    with pytest.raises(DurusKeyError):
+        b.load(oid(0))
+
+
 def test_a_commit_of_nothing_is_one(a: ClientStorage, b: ClientStorage) -> None:
     a.begin()
     a.end()
@@ -278,6 +300,14 @@ def test_what_the_server_refuses_has_not_happened() -> None:
         client.store(oid(0), classic(oid(0)))
         with pytest.raises(StorageError, match="did not commit the transaction, and nothing"):
             client.end()
+        with pytest.raises(DurusKeyError):  # it is in step
+            client.load(oid(0))
+
+
+def test_a_server_that_cannot_pack_says_so() -> None:
+    with server_that_says(b"E", b"K") as address, ClientStorage(address=address) as client:
+        with pytest.raises(StorageError, match=f"{address}: the server cannot pack; its log says"):
+            client.pack()
         with pytest.raises(DurusKeyError):  # it is in step
             client.load(oid(0))
 
@@ -571,7 +601,9 @@ def test_a_unix_socket_is_opened_by_its_uri(tmp_path: Path) -> None:
         StorageServer(MemoryStorage(), address=str(path)).running(),
         closing(open_unix(uri, readonly=False, create=True)) as opened,
     ):
-        create(opened, 1)
+        (x,) = create(opened, 1)
+        with ClientStorage(address=str(path)) as client:
+            assert client.load(x)[:8] == x
 
 
 @pytest.mark.parametrize(

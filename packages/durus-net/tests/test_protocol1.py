@@ -252,9 +252,15 @@ def test_compressed_pickles_may_not_grow_beyond_what_is_accepted() -> None:
         protocol1.decode_transaction(three, BYTES_MAX)
 
 
-def test_a_pack_is_answered_at_once() -> None:
+@pytest.mark.parametrize(("has_begun", "answer"), [(True, b"O"), (False, b"E")])
+def test_a_pack_is_answered_at_once(has_begun: bool, answer: bytes) -> None:
     asked: list[object] = []
-    assert converse(b"P", asked.append) == b"O"
+
+    def begin(request: object) -> bool:
+        asked.append(request)
+        return has_begun
+
+    assert converse(b"P", begin) == answer
     assert asked == [Pack()]
 
 
@@ -275,7 +281,7 @@ def test_a_dot_is_the_end() -> None:
 
 
 def test_messages_follow_each_other() -> None:
-    assert converse(b"V" + int4(1) + b"SP.", lambda request: b"") == int4(1) + int4(0) + b"O"
+    assert converse(b"V" + int4(1) + b"SS.", lambda request: b"") == int4(1) + int4(0) * 2
 
 
 # The client's side.
@@ -400,6 +406,8 @@ def test_client_and_server_understand_each_other() -> None:
                 return [oid(n) for n in range(count)]
             case Sync():
                 return oid(3)
+            case Pack():
+                return True
         return None
 
     connect(protocol1.greet(), answer)
@@ -410,4 +418,4 @@ def test_client_and_server_understand_each_other() -> None:
     ]
     assert len(connect(protocol1.new_oids(255), answer)) == 255
     assert connect(protocol1.sync(), answer) == [oid(3)]
-    connect(protocol1.pack(), answer)
+    assert connect(protocol1.pack(), answer)

@@ -9,14 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from durus import server_command
 from durus.client_storage import ClientStorage
 from durus.connection import Connection
-from durus.error import StorageOpenError
+from durus.error import ServerLostError, StorageOpenError
 from durus.logger import logger
 from durus.storage import MemoryStorage
 from durus.storage_server import (
@@ -193,18 +194,36 @@ def test_everything_goes_to_the_log_file(environment: dict[str, str], tmp_path: 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
-def test_when_there_are_too_many_clients_the_next_ones_wait(environment: dict[str, str]) -> None:
+def test_when_there_are_too_many_clients_the_next_ones_are_refused(
+    environment: dict[str, str],
+) -> None:
     with serving(environment, "--port", "0") as server:
-        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (20, 20))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (40, 40))
         host, _, port = server.address.rpartition(":")
         with contextlib.ExitStack() as stack:
-            for _ in range(30):
+            for _ in range(40):
                 stack.enter_context(socket.create_connection((host, int(port))))
             assert server.process.stderr is not None
-            while "No connection can be accepted for now: Too many open files" not in (
-                line := server.process.stderr.readline()
-            ):
-                assert line
+            assert re.fullmatch(
+                r"client \d+ \(127.0.0.1 \d+\) was refused: too many files are open, .*\n",
+                server.process.stderr.readline(),
+            )
+        while True:  # until the server has seen that one of them has gone
+            with contextlib.suppress(ServerLostError), server.connect() as client:
+                assert client.sync() == []
+                break
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
+def test_when_no_file_can_be_opened_the_next_ones_wait(environment: dict[str, str]) -> None:
+    with serving(environment, "--port", "0") as server:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (0, 40))
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port))):
+            assert server.process.stderr is not None
+            line = server.process.stderr.readline()
+            assert line == "No connection can be accepted for now: Too many open files\n"
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (40, 40))
         with server.connect() as client:
             assert client.sync() == []
 
@@ -361,6 +380,45 @@ def test_a_program_is_told_when_it_cannot_listen(tmp_path: Path) -> None:
         pytest.raises(StorageOpenError, match="cannot listen there"),
     ):
         start_durus(None, 20, address, MemoryStorage(), 0)
+
+
+@contextlib.contextmanager
+def foreign_server() -> Iterator[SocketAddress]:
+    """Something that is not Durus listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield SocketAddress.new(listening.getsockname())
+
+
+@contextlib.contextmanager
+def busy_server() -> Iterator[SocketAddress]:
+    """Something that takes longer than anybody waits comes before the end."""
+    storage, waited = MemoryStorage(), threading.Event()
+    close = storage.close
+
+    def close_slowly() -> None:
+        assert waited.wait(WAIT_MAX_S)
+        close()
+
+    storage.close = close_slowly  # type: ignore[method-assign]  # one storage only
+    with StorageServer(storage, port=0).running() as address:
+        try:
+            yield address
+        finally:
+            waited.set()
+
+
+@pytest.mark.parametrize("start", [foreign_server, busy_server])
+def test_who_still_answers_was_not_stopped(
+    start: Callable[[], contextlib.AbstractContextManager[SocketAddress]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(server_command, "_STOP_WAIT_MAX_S", 0.2)
+    with start() as address:
+        assert main(["--stop", "--port", str(address).rpartition(":")[2]], prog="durus serve") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"durus serve: {address}: somebody still answers there, 0.2 s after")
+        assert said.count("\n") == 1
 
 
 def test_there_is_nothing_to_stop(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_addresses_are_shown_as_users_write_them(path: Path) -> None:
     assert str(HostPortAddress()) == "127.0.0.1:2972"
     assert str(HostPortAddress("::1", 5)) == "[::1]:5"
     assert str(UnixAbstractAddress("@name")) == "@name"
+    assert UnixAbstractAddress("@me@here").filename == "\0me@here"
     unix = UnixDomainSocketAddress(str(path), umask=0o77)
     assert str(unix) == str(path)
     with listening(unix):

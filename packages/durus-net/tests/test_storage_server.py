@@ -21,6 +21,7 @@ from durus.error import (
     StorageClosedError,
     StorageError,
     StorageOpenError,
+    UnstorableError,
 )
 from durus.interfaces import (
     CHANGES_MAX,
@@ -602,6 +603,19 @@ def test_a_failure_that_nobody_thought_of_ends_one_connection(log_lines: LogLine
         assert b.commit((ROOT_OID, make_record(2))) == b"O"
 
 
+@pytest.mark.parametrize("failure", [UnstorableError("too large"), ValueError("it is empty")])
+def test_what_a_storage_cannot_hold_is_refused_in_one_line(
+    failure: Exception, log_lines: LogLines
+) -> None:
+    storage = FailingStorage()
+    with serving(storage) as address, Client(address) as a:
+        storage.failure = failure
+        assert a.commit((ROOT_OID, make_record(1))) == b"E"
+        assert log_lines(str(failure)) == [f"40 A transaction was refused: {failure}"]
+        storage.failure = None
+        assert a.commit((ROOT_OID, make_record(2))) == b"O"
+
+
 def test_a_readonly_storage_is_read_and_refuses(log_lines: LogLines) -> None:
     storage = ReadOnlyStorage()
     with serving(storage) as address, Client(address) as a:
@@ -609,6 +623,8 @@ def test_a_readonly_storage_is_read_and_refuses(log_lines: LogLines) -> None:
         assert a.load(new) == b"K"
         assert a.commit((new, make_record(1))) == b"E"
         log_lines("40 A transaction was refused: it is read-only")
+        assert a.say(b"P", 1) == b"E"
+        assert log_lines("Pack failed")[0].endswith(" is open read-only")
 
 
 def test_a_damaged_object_does_not_stand_in_the_way_of_others(log_lines: LogLines) -> None:
@@ -766,7 +782,7 @@ def test_a_storage_that_cannot_be_packed_says_so(log_lines: LogLines) -> None:
 
     server = StorageServer(Unpackable(), port=0)
     with server.running() as address, Client(address) as a:
-        assert a.say(b"P", 1) == b"O"
+        assert a.say(b"P", 1) == b"E"
         log_lines("40 Pack failed: this storage cannot be packed")
 
 
@@ -933,6 +949,28 @@ def test_a_server_can_be_stopped_before_it_has_begun(storage: MemoryStorage) -> 
         storage.snapshot()
 
 
+def test_a_server_that_was_stopped_may_serve_another_storage() -> None:
+    server = StorageServer(MemoryStorage(), port=0)
+    for _ in range(2):
+        with server.running() as address, Client(address) as a:
+            assert a.commit((ROOT_OID, make_record(1))) == b"O"
+            a.socket.sendall(b"Q")
+            assert a.is_ended()
+        server.storage = MemoryStorage()
+    server.stop()
+    server.serve()
+    assert server.address.get_connected_socket() is None
+
+
+def test_a_server_in_a_thread_does_not_fail_in_silence() -> None:
+    storage = MemoryStorage()
+    storage.close()
+    server = StorageServer(storage, port=0)
+    with pytest.raises(StorageClosedError), server.running() as address:
+        pass
+    assert address.get_connected_socket() is None
+
+
 def test_a_client_that_does_not_read_does_not_keep_the_server_from_its_end(
     storage: MemoryStorage,
 ) -> None:
@@ -998,10 +1036,13 @@ def test_gcbytes_is_a_number() -> None:
         StorageServer(MemoryStorage(), gcbytes=cast("int", "many"))
 
 
-def test_waiting_for_a_server_that_is_there_returns_at_once(address: SocketAddress) -> None:
-    wait_for_server(address=address)
+def test_waiting_for_a_server_that_is_there_returns_at_once(
+    address: SocketAddress, log_lines: LogLines
+) -> None:
+    wait_for_server(address=address, maxtries=1)
     host, port = str(address).split(":")
-    wait_for_server(host, int(port))
+    wait_for_server(host, int(port), maxtries=1)
+    assert len(log_lines("it has gone", 2)) == 2  # it was there
 
 
 def test_waiting_for_a_server_ends_some_time() -> None:

@@ -4,6 +4,7 @@ import gc
 import io
 import pickle
 import threading
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -317,13 +318,26 @@ def test_what_fails_before_the_end_stores_nothing(
     (new,) = adapter.reserve_oids(1)
     tid = adapter.tid
     shared.fail_in = "store"
-    with pytest.raises(OSError, match="the line is dead"):
+    with pytest.raises(StorageError, match=r"not committed.*the line is dead") as caught:
         commit(adapter, {a: make_record(1), new: make_record(1)}, created=[new])
+    assert caught.value.__cause__ is shared.failure
     assert shared.pending == {}
     assert adapter.tid == tid
     shared.fail_in = ""
     commit(adapter, {a: make_record(2), new: make_record(2)}, created=[new])
     assert value_at(adapter.snapshot(), new) == 2
+
+
+@pytest.mark.parametrize("failure", [StorageClosedError("the end"), KeyboardInterrupt()])
+def test_what_is_clear_already_is_raised_as_it_is(
+    shared: SharedStorage, adapter: ClassicAdapter, failure: BaseException
+) -> None:
+    (a,) = create(adapter, 1)
+    shared.fail_in, shared.failure = "store", failure
+    with pytest.raises(type(failure)) as caught:
+        commit(adapter, {a: make_record(1)})
+    assert caught.value is failure
+    assert shared.pending == {}
 
 
 def test_a_failure_in_the_end_that_stored_nothing_is_no_commit(
@@ -440,6 +454,12 @@ class StrictStorage(SharedStorage):
         super().store(oid, record)
 
 
+def test_an_oid_that_nobody_has_handed_out_is_refused_by_its_storage() -> None:
+    adapter = ClassicAdapter(StrictStorage())
+    with pytest.raises(StorageError, match=r"not committed.*surprise"):
+        commit(adapter, {oid(500): make_record(0)}, created=[oid(500)])
+
+
 def test_the_oid_of_the_root_is_taken_from_the_storage() -> None:
     adapter = ClassicAdapter(StrictStorage())
     commit(adapter, {ROOT_OID: make_record(0)}, created=[ROOT_OID])
@@ -505,6 +525,30 @@ def test_others_are_served_while_a_storage_packs_in_steps(
     was_served = served.is_set()
     reader.join()
     assert was_served
+
+
+def test_a_pack_that_is_interrupted_ends_as_it_went_under_the_lock(
+    adapter: ClassicAdapter, shared: SharedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(adapter, 1)
+    ended: list[bool] = []
+
+    def pack() -> Iterator[str]:
+        try:
+            while True:
+                yield "a step"
+        finally:
+            ended.append(adapter._lock.locked())
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shared, "get_packer", pack)
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        adapter.pack()
+    assert ended == [True]
+    assert adapter.snapshot().tid == adapter.tid
 
 
 def test_a_storage_that_says_it_is_readonly_is_never_written(

@@ -543,6 +543,14 @@ def test_a_malformed_state_is_one_clear_error(state: bytes) -> None:
     assert caught.value.__cause__ is not None
 
 
+def test_a_tiny_pickle_gets_no_memo_of_gigabytes() -> None:
+    refusal = r"object 5.*puts something at index 268435455 of its memo.*tampered"
+    with pytest.raises(ObjectError, match=refusal):
+        load(b"\x80\x04Nr\xff\xff\xff\x0f.")
+    with pytest.raises(ObjectError, match=refusal):
+        LoadingPolicy().load_class(name(HERE, "Account") + b"r\xff\xff\xff\x0f.", OID)
+
+
 def test_every_cut_of_a_state_is_one_clear_error() -> None:
     for protocol in (2, 4):
         value = {"a": [1, 2**70, 1.5, b"x", {3}], "b": Money(1), "c": Color.RED, "d": Fraction(1)}

@@ -1,5 +1,6 @@
 """`ShelfStorage` and `FileStorage2`: what both promise, as they are called by programs of 4.x."""
 
+import errno
 import gc
 import os
 import stat
@@ -153,6 +154,33 @@ def test_a_new_file_appears_complete_and_alone(cls: AnyClass, path: Path) -> Non
     assert os.listdir(path.parent) == [path.name]
     with cls(path, readonly=True) as storage:
         assert contents(storage) == {}
+
+
+def test_a_link_that_leads_to_nothing_leads_to_a_new_file(cls: AnyClass, path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+    with cls(path) as storage:
+        fill(storage, 2)
+    assert path.is_symlink()
+    assert verify(path.with_name("elsewhere")) == []
+
+
+def test_a_file_is_made_and_packed_where_files_have_one_name(
+    cls: AnyClass, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*names: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)  # as on FAT
+    with cls(path) as storage:
+        fill(storage, 3)
+        before = path.read_bytes()
+        store(storage, classic(0))
+        committed = path.read_bytes()
+        storage.pack()
+        assert contents(storage) == {name(0): classic(0)}
+    assert committed.startswith(before)
+    assert path.with_name(f"{path.name}.prepack").read_bytes() == committed
+    assert len(list(path.parent.iterdir())) == 2
 
 
 def test_an_empty_file_becomes_a_database(cls: AnyClass, path: Path) -> None:
@@ -611,6 +639,73 @@ def test_a_file_that_is_packed_just_before_it_is_locked_is_opened_anew(
     assert finished.returncode == 0, finished.stderr
     with cls(path) as storage:
         assert len(contents(storage)) == 3
+
+
+FINISHING = """
+        import os, sys
+        path, rest = sys.argv[1], bytes.fromhex(sys.argv[2])
+        finished = []
+
+        def finish(event, arguments):
+            if event == "fcntl.flock" and not finished:
+                finished.append(True)
+                with open(path, "ab") as file:
+                    file.write(rest)
+
+        sys.addaudithook(finish)
+"""
+"""A writer comes to the end just when a reader looks whether there is one."""
+
+
+def test_a_transaction_that_is_finished_meanwhile_is_read(cls: AnyClass, path: Path) -> None:
+    with cls(path) as storage:
+        fill(storage, 2)
+        complete = contents(storage)
+    content = path.read_bytes()
+    for cut in (1, 10, len(complete[name(1)]) + 2):
+        path.write_bytes(content[:-cut])
+        code = f"""
+        {FINISHING}
+        from {cls.__module__} import {cls.__name__} as Storage
+        with Storage(path, readonly=True) as storage:
+            print(sorted(dict(storage.gen_oid_record())) == [bytes(8), bytes(7) + bytes([1])])
+        """
+        finished = run_python(code, path, content[-cut:].hex())
+        assert finished.stdout == "True\n", finished.stderr
+
+
+def test_a_transaction_that_is_finished_meanwhile_is_no_finding(cls: AnyClass, path: Path) -> None:
+    with cls(path) as storage:
+        fill(storage, 2)
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    assert len(verify(path)) == 1
+    verifier = "verify_shelf" if cls is ShelfStorage else "verify_dfs20"
+    code = f"""
+        {FINISHING}
+        from durus.classic_verify import {verifier}
+        print(list({verifier}(path)))
+        """
+    finished = run_python(code, path, content[-10:].hex())
+    assert finished.stdout == "[]\n", finished.stderr
+
+
+def test_a_transaction_that_is_taken_back_meanwhile_is_no_damage(cls: AnyClass, path: Path) -> None:
+    with cls(path) as storage:
+        fill(storage, 2)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"\0\0\0\0\0\0\1")
+    code = f"""
+        import os, sys
+        sys.addaudithook(lambda event, _: event == "fcntl.flock" and os.truncate(path, {size}))
+        path = sys.argv[1]
+        from {cls.__module__} import {cls.__name__} as Storage
+        with Storage(path, readonly=True) as storage:
+            print(len(dict(storage.gen_oid_record())))
+        """
+    finished = run_python(code, path)
+    assert finished.stdout == "2\n", finished.stderr
 
 
 # Damage.

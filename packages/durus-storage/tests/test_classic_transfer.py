@@ -198,7 +198,8 @@ def test_records_are_read_one_by_one(form: Format, path: Path) -> None:
     def generate() -> Iterator[tuple[Oid, Record]]:
         for number in range(20):
             if number > 2:
-                assert path.stat().st_size > (number - 2) << 17
+                (made,) = path.parent.iterdir()
+                assert made.stat().st_size > (number - 2) << 17
             yield name(number), make_record(large)
 
     form.write(str(path), database(generate()))
@@ -231,7 +232,18 @@ def test_when_the_database_cannot_be_read_there_is_no_file(form: Format, path: P
 
     with pytest.raises(KeyboardInterrupt):
         form.write(str(path), database(generate()))
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_appears_when_it_is_complete(form: Format, path: Path) -> None:
+    def generate() -> Iterator[tuple[Oid, Record]]:
+        assert not path.exists()
+        yield name(0), RECORDS[0]
+        path.write_bytes(b"precious")
+
+    with pytest.raises(StorageOpenError, match="File exists"):
+        form.write(str(path), database(generate()))
+    assert [found.read_bytes() for found in path.parent.iterdir()] == [b"precious"]
 
 
 def test_a_shelf_has_no_room_for_oids_far_apart(path: Path) -> None:

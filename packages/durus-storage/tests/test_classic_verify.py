@@ -256,6 +256,20 @@ def test_every_flipped_bit_of_a_compressed_record_is_found(form: Format, path: P
             assert problems(form, path) != [], (place - start, bit)
 
 
+def test_a_finding_does_not_name_the_file(form: Format, path: Path) -> None:
+    """Whoever shows it has done that."""
+    make_file(form, path, packed=5)
+    content = path.read_bytes()
+    places = range(8, len(content)) if form.cls is ShelfStorage else range(6, len(content))
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :])
+        found = problems(form, path)
+        assert not any(path.name in problem or "damaged at" in problem for *_, problem in found)
+    path.write_bytes(content[:40])
+    (only,) = problems(form, path)
+    assert only[2].startswith("the file ends ")
+
+
 def test_a_head_that_is_damaged_is_found(form: Format, path: Path) -> None:
     make_file(form, path, packed=5)
     content = path.read_bytes()

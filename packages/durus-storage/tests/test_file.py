@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import durus.file
 from durus.error import ReadOnlyError, StorageLockedError
 from durus.file import File
 
@@ -37,6 +39,29 @@ def test_what_is_written_is_read(file: File) -> None:
     assert file.tell() == 3
     file.seek(-1, 2)
     assert file.read() == b"c"
+
+
+def test_a_relative_path_stays_right_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(File("file")) as file:
+        file.write(b"abc")
+        (tmp_path / "folder").mkdir()
+        monkeypatch.chdir("folder")
+        assert file.get_name() == "file"
+        assert file.is_in_place()
+        assert file.stat().st_size == 3
+        file.rename("other")
+        assert (tmp_path / "folder" / "other").read_bytes() == b"abc"
+
+
+def test_the_length_is_that_of_the_open_file(file: File, tmp_path: Path) -> None:
+    file.write(b"abc")
+    (tmp_path / "file").unlink()
+    assert len(file) == 3
+    (tmp_path / "file").write_bytes(b"another")
+    assert len(file) == 3
 
 
 def test_what_is_written_is_there_before_flush(file: File) -> None:
@@ -71,7 +96,33 @@ def test_a_temporary_file_is_removed_when_it_is_closed() -> None:
     file.close()
     assert not os.path.exists(name)
     with pytest.raises(OSError, match="No such file"):
-        len(file)
+        file.stat()
+
+
+def test_a_temporary_file_may_be_kept() -> None:
+    file = File(delete=False)
+    file.close()
+    os.unlink(file.get_name())
+    assert file.is_temporary()
+
+
+def test_a_forked_child_leaves_the_temporary_file_to_its_parent() -> None:
+    code = """
+import os, sys
+from durus.file import File
+file = File()
+if os.fork() == 0:
+    file.write(b"abc")
+    sys.exit()
+os.wait()
+print(os.path.exists(file.get_name()), len(file))
+print(file.get_name(), end="")
+"""
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    first, name = found.split("\n")
+    assert first == "True 3"
+    assert not os.path.exists(name)
 
 
 def test_a_temporary_file_is_never_readonly() -> None:
@@ -165,8 +216,45 @@ def test_closing_gives_the_lock_up(file: File, tmp_path: Path) -> None:
     file.close()
     file.close()
     other = File(tmp_path / "file")
+    assert not other.is_locked_elsewhere()
     other.obtain_lock()
+    assert other.has_lock
     other.close()
+
+
+def test_a_writer_waits_for_a_reader_that_keeps_writers_away(tmp_path: Path) -> None:
+    code = """
+import contextlib, sys
+from durus.file import File
+writer, reader = File(sys.argv[1]), File(sys.argv[1], readonly=True)
+with contextlib.ExitStack() as stack:
+    assert stack.enter_context(reader.keeping_writers_away())
+    attempts = []
+    def leave(event, arguments):
+        if event == "fcntl.flock" and arguments[0] == writer.file.fileno():
+            attempts.append(event)
+            if len(attempts) == 5:
+                stack.close()
+    sys.addaudithook(leave)
+    writer.obtain_lock()
+print(writer.has_lock, reader.is_locked_elsewhere())
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"True True\n"
+
+
+def test_a_writer_does_not_wait_for_a_reader_for_ever(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durus.file, "_READERS_WAIT_MAX_S", 0.01)
+    with closing(File(file.get_name(), readonly=True)) as reader:
+        with reader.keeping_writers_away() as is_quiet:
+            assert is_quiet
+            with pytest.raises(StorageLockedError):
+                file.obtain_lock()
+        file.obtain_lock()
+        with reader.keeping_writers_away() as is_quiet:
+            assert not is_quiet
 
 
 def test_another_process_is_named(file: File) -> None:

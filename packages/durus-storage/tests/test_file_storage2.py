@@ -146,6 +146,24 @@ def test_an_oid_that_was_stored_is_not_handed_out(storage: FileStorage2) -> None
     assert storage.new_oid() == name(8)
 
 
+class InterruptedIndex(dict[bytes, int]):
+    """As if Ctrl-C came in the middle of the update."""
+
+    def update(self, *args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_oid_is_not_handed_out_after_an_interrupt_in_the_middle_of_a_commit(
+    storage: FileStorage2,
+) -> None:
+    storage.index = InterruptedIndex()
+    storage.begin()
+    storage.store(name(7), classic(7))
+    with pytest.raises(KeyboardInterrupt):
+        storage.end()
+    assert storage.new_oid() == name(8)
+
+
 # The index.
 
 
@@ -205,6 +223,7 @@ class Bomb:
         (pickle.dumps({7: 14}), "7 is no oid"),
         (pickle.dumps({name(0): 14})[:-1], "truncated"),
         (b"", "EOFError"),
+        (b"}r\xff\xff\xff\x0f.", "puts something at index 268435455 of its memo"),
         (b"}" + b"0}" * 10_000_000 + b".", "more than"),
     ],
 )

@@ -307,6 +307,24 @@ def test_an_index_of_what_was_cut_off_is_not_used_when_the_file_has_grown_again(
         assert dict(storage.gen_oid_record()) == right
 
 
+def test_an_index_that_ends_within_another_entry_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    oids = write_database(path)
+    with closing(FileStorage(path)) as storage:
+        storage.reserve_oids(1000)
+        checkpoint(storage)
+    with path.open("r+b") as file:  # a copy that ends in the middle of the reservation
+        file.truncate(path.stat().st_size - 10)
+    with closing(FileStorage(path)) as storage:
+        for number in range(3):
+            commit(storage, {oids[3]: make_record(number)})
+        right = dict(storage.gen_oid_record())
+    with closing(FileStorage(path)) as storage:
+        assert dict(storage.gen_oid_record()) == right
+        commit(storage, {oids[4]: make_record("more")})
+    assert [f for f in verify_file(str(path)) if "the index file" not in f.problem] == []
+
+
 class AfterCall(OperatingSystem):
     """Lets something be done after the next call of this name, as another thread might."""
 

@@ -26,7 +26,6 @@ from durus.testing.storage_contract import commit, create, make_record, make_tra
 
 T = TypeVar("T")
 
-
 WRITES: Final = ("append", "write", "create")
 
 
@@ -265,6 +264,39 @@ def test_a_failed_sync_is_not_tried_again_on_the_same_bytes(tmp_path: Path) -> N
     with closing(FileStorage(path)) as storage:
         assert [value_of(r.record) for r in storage.revisions(a)] == ["next", 0]
     assert list(verify_file(str(path))) == []
+
+
+def test_what_find_says_of_a_refused_commit_survives_a_power_cut(tmp_path: Path) -> None:
+    class FailsTwice(OperatingSystem):
+        """The mark cannot be written, and then what seals the transaction not be synced."""
+
+        calls: list[str] = []
+        failing = ""
+
+        def append(self, fd: int, content: bytes | memoryview) -> int:
+            if self.failing == "mark" and len(content) == MARK_SIZE:
+                self.failing = "sync"
+                raise OSError(errno.ENOSPC, "append failed")
+            self.calls.append("append")
+            return super().append(fd, content)
+
+        def sync(self, fd: int) -> None:
+            if self.failing == "sync":
+                self.failing = ""
+                raise OSError(errno.EIO, "sync failed")
+            self.calls.append("sync")
+
+    system = FailsTwice()
+    with closing(FileStorage(tmp_path / "file", system=system)) as storage:
+        (a,) = create(storage, 1)
+        transaction = make_transaction(storage.tid, {a: make_record("refused")})
+        system.failing = "mark"
+        with pytest.raises(CommitOutcomeUnknownError):
+            storage.commit(transaction)
+        system.calls.clear()
+        assert storage.find(transaction.id) is None
+        # The failed sync may have lost the void: it is appended again, and this one is synced.
+        assert system.calls == ["append", "sync"]
 
 
 def test_a_failed_sync_before_a_checkpoint_is_not_passed_over(

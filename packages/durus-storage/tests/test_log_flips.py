@@ -18,6 +18,7 @@ from durus.error import CorruptionError, StorageError
 from durus.file_format import Finding
 from durus.file_storage import FileStorage
 from durus.file_system import OperatingSystem
+from durus.growing_log import GrowingLog
 from durus.index_checkpoint import index_path, write_checkpoint
 from durus.interfaces import ROOT_OID, Oid, Tid
 from durus.log import Log
@@ -255,8 +256,7 @@ def test_verify_finds_every_flipped_bit_and_names_its_place(tmp_path: Path, last
 
 def make_index(path: Path) -> None:
     system = OperatingSystem()
-    log = Log(LogFile(system, str(path), system.open(str(path), writable=False)))
-    write_checkpoint(log)
+    write_checkpoint(GrowingLog(LogFile(system, str(path), system.open(str(path), writable=False))))
     assert Path(index_path(str(path))).exists()
 
 

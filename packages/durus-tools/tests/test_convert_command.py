@@ -3,11 +3,16 @@
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from durus.file import File
 from durus.file_format import recognise
+from durus.interfaces import ROOT_OID
+from durus.record import pack_record
+from durus.shelf import Shelf
 
 Durus = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -45,6 +50,22 @@ def test_the_summary_is_there_as_json(durus: Durus, database: Path) -> None:
         "history": False,
         "warnings": [],
     }
+
+
+def test_a_file_of_python_2_is_noticed(durus: Durus, tmp_path: Path) -> None:
+    path = tmp_path / "python2"
+    data = b"\x80\x02cdurus.persistent_dict\nPersistentDict\nq\x01.\x80\x02}q\x02U\x04dataq\x03}s."
+    with closing(File(str(path))) as file:
+        for _ in Shelf.generate_shelf(file, [(ROOT_OID, pack_record(ROOT_OID, data, b""))]):
+            pass
+    warning = (
+        "object 0, a durus.persistent_dict.PersistentDict, was written by Python 2, as others may "
+        "be: without --python2 some of its strings may be wrong, or fail to load"
+    )
+    finished = durus("convert", path, tmp_path / "one", "--json")
+    assert finished.stderr == f"durus: warning: {warning}\n"
+    assert json.loads(finished.stdout)["warnings"] == [warning]
+    assert durus("convert", path, tmp_path / "two", "--python2").stderr == ""
 
 
 def test_objects_are_renumbered(durus: Durus, database: Path) -> None:

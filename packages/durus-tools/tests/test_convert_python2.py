@@ -123,11 +123,14 @@ def test_a_database_of_python_2_is_read_as_texts(tmp_path: Path, to: str, renumb
         }
 
 
-def test_python_2_is_not_guessed(tmp_path: Path) -> None:
-    """Without being told, records stay as they are; loading says what is wrong with one."""
+def test_without_being_told_records_of_python_2_stay_as_they_are(tmp_path: Path) -> None:
+    """A warning says so, and loading says what is wrong with one."""
     path, target = tmp_path / "python2", tmp_path / "target"
     write_python2_file(path)
-    assert convert(path, target).warnings == ()
+    assert convert(path, target).warnings == (
+        "object 0, a durus.persistent_dict.PersistentDict, was written by Python 2, as others may "
+        "be: without python2=True some of its strings may be wrong, or fail to load",
+    )
     with closing(open_storage(target)) as storage, pytest.raises(ObjectError, match="ascii"):
         Connection(storage)
     with pytest.raises(ObjectError, match=r"object 0, a durus.*Ren.*python2=True"):

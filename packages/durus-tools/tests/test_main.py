@@ -58,6 +58,11 @@ def test_the_options_of_durus_4_are_commands(durus: Durus, classic: str, command
     assert durus(classic, "--help").stdout == durus(command, "--help").stdout
 
 
+def test_what_may_be_left_out_is_shown_as_such(durus: Durus) -> None:
+    assert durus("pack", "--help").stdout.startswith("Usage: durus pack [OPTIONS] [FILE]\n")
+    assert durus("stats", "--help").stdout.startswith("Usage: durus stats [OPTIONS] FILE\n")
+
+
 def test_the_version_is_that_of_the_distribution(durus: Durus) -> None:
     assert re.fullmatch(r"durus-tools \d+\.\d+\.\d+\n", durus("--version").stdout)
 
@@ -179,6 +184,25 @@ def test_with_json_errors_stay_on_stderr(
     assert finished.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["client", "pack", "stats", "convert", "verify", "serve"])
+def test_the_remedy_for_a_damaged_end_is_named_as_commands_have_it(
+    durus: Durus, tmp_path: Path, command: str
+) -> None:
+    path = tmp_path / "file.shelf"
+    with FileStorage(path, format="shelf") as storage, Connection(storage) as connection:
+        connection.commit()
+    with path.open("ab") as file:
+        file.write(bytes(5))
+    serve = ["serve", "--port", "0", "--file", str(path)]
+    target = [str(tmp_path / "target")] if command == "convert" else []
+    arguments = serve if command == "serve" else [*READING[command], str(path), *target]
+    finished = durus(*arguments)
+    assert finished.returncode == 1
+    said = finished.stdout + finished.stderr
+    assert "--repair" in said
+    assert "=True" not in said
+
+
 def test_a_relative_path_is_named(durus: Durus) -> None:
     assert "missing.durus" in durus("stats", "missing.durus").stderr
 
@@ -186,6 +210,33 @@ def test_a_relative_path_is_named(durus: Durus) -> None:
 def test_no_name_of_a_file_steers_a_terminal(durus: Durus) -> None:
     finished = durus("stats", "red\x1b[31m\nnew line \udcff")
     assert finished.stderr == r"durus: red\x1b[31m\nnew line \udcff: there is no such file" + "\n"
+
+
+# Interrupts
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+
+interrupted = sys.argv.pop(1)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("durus", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["durus.commands", "click", "durus.error", "durus.commands.group", "durus.convert"]
+)
+def test_ctrl_c_is_heeded_while_modules_are_imported(module: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module, "--version"], capture_output=True, text=True
+    )
+    assert (finished.returncode, finished.stdout) == (130, "")
+    assert finished.stderr == "durus: interrupted\n"
 
 
 # Where the answer goes

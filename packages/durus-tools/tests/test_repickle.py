@@ -24,7 +24,7 @@ from durus.class_pickle import name_in_class_pickle
 from durus.error import ClassNotAllowedError, ObjectError
 from durus.interfaces import Oid, Record
 from durus.record import record_from_classic, record_to_classic
-from durus.repickle import make_class_pickle, rewrite_record, rewrite_state
+from durus.repickle import is_of_python2, make_class_pickle, rewrite_record, rewrite_state
 
 # What states are made of
 
@@ -657,3 +657,29 @@ def test_names_of_python_2_are_mapped_but_those_of_python_3_are_not() -> None:
 
     assert list(names(b"\x80\2cQueue\nQueue\n.")) == ["queue", "Queue"]
     assert list(names(b"\x80\4\x8c\5Queue\x8c\4Full\x93.")) == ["Queue", "Full"]
+
+
+# Whether Python 2 has written it
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_what_python_3_writes_is_not_of_python_2(protocol: int) -> None:
+    for state in ({"name": b"\xff", "tags": {"a"}}, {1: b"U\x04name"}, b"S'name'\n", Point(1, 2)):
+        assert not is_of_python2(pickle.dumps(state, protocol))
+
+
+@pytest.mark.parametrize(
+    ("state", "is_so"),
+    [
+        (b"\x80\x02}U\x04nameK\x01s.", True),
+        (b"\x80\x02}T\x04\0\0\0nameK\x01s.", True),
+        (b"(dp0\nS'name'\np1\nI1\ns.", True),
+        (b"\x80\x02}K\x01X\x01\0\0\0as.", False),
+        (b"\x80\x02}.", False),
+        (b"\x80\x02U\x09short", False),
+        (b"no pickle", False),
+        (b"", False),
+    ],
+)
+def test_strings_are_of_python_2(state: bytes, is_so: bool) -> None:
+    assert is_of_python2(state) == is_so

@@ -12,7 +12,9 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any, Final
 
 from durus.classic import as_storage
@@ -28,6 +30,9 @@ from durus.socket_address import DEFAULT_HOST, DEFAULT_PORT, InheritedSocket, So
 from durus.systemd_socket import get_systemd_socket
 from durus.utils import int4_to_str
 
+if os.name != "nt":
+    import resource
+
 __all__ = ["COMMIT_BYTES_MAX", "DEFAULT_GCBYTES", "TIMEOUT", "StorageServer"]
 
 TIMEOUT: Final = 10
@@ -37,6 +42,8 @@ COMMIT_BYTES_MAX: Final = 256 << 20
 """The default for the largest transaction that a client may send."""
 
 _ACCEPT_PAUSE_S: Final = 1
+_OPEN_FILES_RESERVED: Final = 64
+"""Not for clients, but for what commits and packs open; at most half of what there is."""
 
 
 class StorageServer:
@@ -110,6 +117,7 @@ class StorageServer:
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(self._serve(storage, self._socket))
         finally:
+            self._stop_asked = False
             # Not before the storage is closed: when an address is free, so is the database.
             listening, self._socket = self._socket, None
             self.address.close(listening)
@@ -124,15 +132,21 @@ class StorageServer:
 
     @contextmanager
     def running(self) -> Iterator[SocketAddress]:
-        """Serve in a thread, for as long as the context lasts; its value is the address."""
+        """Serve in a thread, for as long as the context lasts; its value is the address.
+
+        What `serve()` raises is raised at the end.
+        """
         address = self.listen()
-        thread = threading.Thread(target=self.serve, name="durus-server")
-        thread.start()
-        try:
-            yield address
-        finally:
-            self.stop()
-            thread.join()
+        with ThreadPoolExecutor(1, "durus-server") as threads:
+            serving = threads.submit(self.serve)
+            try:
+                yield address
+            finally:
+                self.stop()
+                try:
+                    serving.result()
+                finally:
+                    self._stop_asked = False  # it may have ended before it was asked to
 
     async def _serve(self, storage: Storage, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -146,7 +160,7 @@ class StorageServer:
             if self._stop_asked:
                 self._stopping.set()
             _warn_of_strangers(listening, self.address)
-            log(20, "Ready on %s", self.address)
+            log(INFO, "Ready on %s", self.address)
             try:
                 await self._stopping.wait()
             finally:
@@ -176,12 +190,21 @@ class StorageServer:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:  # too many open files
-            log(40, "No connection can be accepted for now: %s", error.strerror or error)
+            log(ERROR, "No connection can be accepted for now: %s", error.strerror or error)
             loop.remove_reader(listening)
             loop.call_later(_ACCEPT_PAUSE_S, self._accept_from, listening)
             return
         self._clients_count += 1
         name = _name_of_client(self._clients_count, peer)
+        if _is_reserved(connection.fileno()):
+            connection.close()
+            log(
+                ERROR,
+                "%s was refused: too many files are open, and the last ones are kept for the "
+                "database; raise the limit of open files if so many clients shall connect",
+                name,
+            )
+            return
         task = loop.create_task(self._serve_client(connection, name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -192,7 +215,7 @@ class StorageServer:
                 lambda: ServerStream(self.timeout_s), connection
             )
         except OSError as error:
-            log(20, "%s: %s", name, error)
+            log(INFO, "%s: %s", name, error)
             connection.close()
             return
         self._streams.add(stream)
@@ -202,14 +225,14 @@ class StorageServer:
             self.address.set_connection_options(connection)
             await self._talk(stream)
         except EOFError as end:
-            log(10, "%s: %s", name, end)
+            log(DEBUG, "%s: %s", name, end)
         except ClientError as error:
-            log(30, "%s: %s; its connection is closed", name, error)
+            log(WARNING, "%s: %s; its connection is closed", name, error)
         except (ConnectionError, TimeoutError) as error:
-            log(20, "%s: %s; its connection is closed", name, error)
+            log(INFO, "%s: %s; its connection is closed", name, error)
             stream.transport.abort()  # nobody reads what may still wait to be sent
         except (DurusError, OSError) as error:
-            log(40, "%s: %s; its connection is closed", name, error)
+            log(ERROR, "%s: %s; its connection is closed", name, error)
         except Exception:
             logger.exception("%s: a failure of the server; its connection is closed", name)
         if not self._stopping.is_set():  # else `_end` does it, when the storage is closed
@@ -222,7 +245,7 @@ class StorageServer:
 
         async def answer(request: Request[Any]) -> object:
             if isinstance(request, Quit):
-                log(20, "Quit")
+                log(INFO, "Quit")
                 self._stopping.set()
                 return None
             return await hub.answer(client, request)
@@ -233,7 +256,7 @@ class StorageServer:
             hub.leave(client)
 
     def _stop_by_signal(self, number: signal.Signals) -> None:
-        log(20, "Stopped by %s", number.name)
+        log(INFO, "Stopped by %s", number.name)
         self._stopping.set()
 
 
@@ -258,7 +281,16 @@ def _signals_caught(
 
 
 def _log_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    log(40, "%s: %s", context["message"], context.get("exception"))
+    log(ERROR, "%s: %s", context["message"], context.get("exception"))
+
+
+def _is_reserved(descriptor: int) -> bool:
+    """Whether so many files are open that this one, the lowest descriptor, is not for a client."""
+    if os.name == "nt":
+        return False
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reserved = min(_OPEN_FILES_RESERVED, limit // 2)
+    return limit != resource.RLIM_INFINITY and descriptor >= limit - reserved
 
 
 def _name_of_client(number: int, peer: object) -> str:
@@ -273,7 +305,7 @@ def _warn_of_strangers(listening: socket.socket, address: SocketAddress) -> None
     host = listening.getsockname()[0].partition("%")[0]
     if not ipaddress.ip_address(host).is_loopback:
         log(
-            30,
+            WARNING,
             "%s can be reached by other machines, and protocol 1 has no authentication: whoever "
             "can connect can read and change everything, and stop the server",
             address,

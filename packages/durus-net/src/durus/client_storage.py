@@ -91,17 +91,7 @@ class ClientStorage(Storage):
 
     def _exchange(self, exchange: Exchange[T], *, in_commit: bool = False) -> T:
         """Have one exchange; whatever comes in its way makes the stream unusable."""
-        if self._is_closed:
-            raise StorageClosedError(f"{self} is closed")
-        if os.getpid() != self._pid:
-            raise StorageError(
-                f"{self} was opened by process {self._pid} before it forked this one; make a new "
-                "one in the process that uses it"
-            )
-        if self._lost_because:
-            self._raise_lost()
-        if self._in_commit != in_commit:
-            raise StorageError(f"{self} is in the middle of a commit, and takes no other call")
+        self._check_usable(in_commit=in_commit)
         try:
             return run_blocking(exchange, self.s)
         except ShortRead as error:
@@ -114,8 +104,21 @@ class ClientStorage(Storage):
             self._lose(f"an exchange with the server was interrupted by {type(error).__name__}")
             raise
 
+    def _check_usable(self, *, in_commit: bool = False) -> None:
+        if self._is_closed:
+            raise StorageClosedError(f"{self} is closed")
+        if os.getpid() != self._pid:
+            raise StorageError(
+                f"{self} was opened by process {self._pid} before it forked this one; make a new "
+                "one in the process that uses it"
+            )
+        if self._lost_because:
+            self._raise_lost()
+        if self._in_commit != in_commit:
+            raise StorageError(f"{self} is in the middle of a commit, and takes no other call")
+
     def _lose(self, reason: str) -> None:
-        self._lost_because = reason
+        self._lost_because = self._lost_because or reason
         self._socket.close()
 
     def _raise_lost(self, error: Exception | None = None) -> NoReturn:
@@ -219,22 +222,24 @@ class ClientStorage(Storage):
             self._check_writable()
         has_records = bool(self.records)
         message = protocol1.encode_transaction(self.records)
-        changed = self._exchange(protocol1.begin_commit())
+        self._check_usable()
         self._in_commit = True
         try:
-            if changed:
-                (handle_invalidations or self._unreported.extend)(changed)
-        except BaseException as error:
-            self._give_up(error, changed)
-            raise
-        self.records.clear()
-        try:
+            changed = self._exchange(protocol1.begin_commit(), in_commit=True)
+            try:
+                if changed:
+                    (handle_invalidations or self._unreported.extend)(changed)
+            except BaseException as error:
+                self._give_up(error, changed)
+                raise
+            self.records.clear()
             self._exchange(protocol1.send_transaction(message), in_commit=True)
-            outcome = CommitOutcome.COMMITTED
-            if has_records:
-                outcome = self._receive_outcome()
-        finally:
+            outcome = self._receive_outcome() if has_records else CommitOutcome.COMMITTED
             self._in_commit = False
+        except BaseException as error:
+            if self._in_commit:  # the stream is somewhere inside of it
+                self._lose(f"a commit was interrupted by {type(error).__name__}")
+            raise
         if outcome is CommitOutcome.CONFLICT:
             raise WriteConflictError()
         if outcome is CommitOutcome.REFUSED:
@@ -259,9 +264,13 @@ class ClientStorage(Storage):
         self._in_commit = False
 
     def pack(self) -> None:
-        """Have the server begin to pack; it serves its clients meanwhile."""
+        """Have the server begin to pack; it serves its clients meanwhile.
+
+        StorageError if its storage cannot be packed.
+        """
         self._check_writable()
-        self._exchange(protocol1.pack())
+        if not self._exchange(protocol1.pack()):
+            raise StorageError(f"{self.address}: the server cannot pack; its log says why")
 
 
 def open_tcp(uri: str, *, readonly: bool, create: bool) -> interfaces.Storage:

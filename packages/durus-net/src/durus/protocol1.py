@@ -206,12 +206,13 @@ def receive_commit_status() -> Exchange[CommitOutcome]:
     return _OUTCOMES[status]
 
 
-def pack() -> Exchange[None]:
-    """The server begins to pack, and answers at once."""
+def pack() -> Exchange[bool]:
+    """The server begins to pack, and answers at once; False if it cannot."""
     yield Send(b"P")
     status = yield from receive(1)
-    if status != STATUS_OKAY:
+    if status not in (STATUS_OKAY, STATUS_ERROR):
         raise ProtocolError(f"server returned invalid status {status!r}")
+    return status == STATUS_OKAY
 
 
 def _receive_oids() -> Generator[Receive, Any, list[Oid]]:
@@ -303,8 +304,7 @@ def _handle_commit(bytes_max: int) -> Conversation[None]:
 
 
 def _handle_pack() -> Conversation[None]:
-    yield from ask(Pack())
-    yield Send(STATUS_OKAY)
+    yield Send(STATUS_OKAY if (yield from ask(Pack())) else STATUS_ERROR)
 
 
 def _handle_quit() -> Conversation[None]:

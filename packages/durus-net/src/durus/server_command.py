@@ -7,9 +7,11 @@ file or address and the reason, and an exit status other than 0.
 import argparse
 import contextlib
 import importlib
+import re
 import sys
 import time
 from collections.abc import Iterator
+from logging import INFO
 from typing import Any, Final, NoReturn, TextIO
 
 from durus.asyncio_server import COMMIT_BYTES_MAX, DEFAULT_GCBYTES, StorageServer
@@ -24,7 +26,6 @@ from durus.socket_address import DEFAULT_HOST, DEFAULT_PORT, SocketAddress
 __all__ = ["import_class", "main", "start_durus", "stop_durus"]
 
 _STORAGE_CLASS: Final = "durus.file_storage.FileStorage"
-_LEVEL: Final = 20
 _STOP_PAUSE_S: Final = 0.1
 _STOP_WAIT_MAX_S: Final = 10
 _RADIX_OF_PREFIX: Final = {"0x": 16, "0b": 2}
@@ -83,7 +84,7 @@ def _make_parser(prog: str) -> _Parser:
         "--logginglevel",
         metavar="LEVEL",
         type=_number,
-        default=_LEVEL,
+        default=INFO,
         help="lower numbers log more (%(default)s)",
     )
     add("--repair", action="store_true", help="cut off a damaged end of the file, if it has one")
@@ -101,7 +102,8 @@ def main(argv: list[str] | None = None, *, prog: str = "python -m durus.storage_
     try:
         return _run(options)
     except (DurusError, OSError, ValueError, OverflowError) as error:  # overflow: of the port
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        message = re.sub(r"\b(readonly|repair)=True", r"--\1", " ".join(str(error).split()))
+        print(f"{prog}: {message}", file=sys.stderr)
         return 1 if isinstance(error, CorruptionError) else 2
     except KeyboardInterrupt:  # before the server heeds it
         return 130
@@ -180,30 +182,36 @@ def start_durus(
         # From here on; the errors above are for the user's terminal.
         stack.enter_context(_logging_to(file, logginglevel))
         if (get_filename := getattr(storage, "get_filename", None)) is not None:
-            log(20, "Storage file=%s address=%s", get_filename(), server.address)
+            log(INFO, "Storage file=%s address=%s", get_filename(), server.address)
         server.serve()
 
 
 def stop_durus(address: SocketAddress | tuple[str, int] | str) -> bool:
     """Stop the server at this address, and wait until it has closed its storage.
 
-    False when there is none.  Waits no longer than `_STOP_WAIT_MAX_S`.
+    False when there is none.  StorageError when somebody still answers after `_STOP_WAIT_MAX_S`.
     """
     socket_address = SocketAddress.new(address)
     connected = socket_address.get_connected_socket()
     if connected is None:
-        log(20, "Durus server %s doesn't seem to be running.", socket_address)
+        log(INFO, "Durus server %s doesn't seem to be running.", socket_address)
         return False
-    with connected, contextlib.suppress(OSError):
-        connected.sendall(QUIT)
-        connected.settimeout(_STOP_WAIT_MAX_S)
-        connected.recv(1)  # the end: ours is closed after the storage
     until = time.monotonic() + _STOP_WAIT_MAX_S
-    while (connected := socket_address.get_connected_socket()) is not None:
-        connected.close()
+    message = QUIT
+    while connected is not None:
+        with connected, contextlib.suppress(OSError):
+            connected.sendall(message)
+            connected.settimeout(max(until - time.monotonic(), _STOP_PAUSE_S))
+            connected.recv(1)  # the end: ours is closed after the storage
         if time.monotonic() >= until:
-            break
+            raise StorageError(
+                f"{socket_address}: somebody still answers there, {_STOP_WAIT_MAX_S} s after being "
+                "told to stop: it is no Durus server, has not come to its end yet, or was started "
+                "again (by systemd, if that holds the socket)"
+            )
         time.sleep(_STOP_PAUSE_S)
+        message = b""
+        connected = socket_address.get_connected_socket()
     return True
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
+from logging import DEBUG, ERROR, INFO, WARNING
 from typing import Any, Final, TypeVar, cast
 
 from durus.crawl import crawl_snapshot
@@ -25,6 +26,7 @@ from durus.error import (
     ConflictError,
     DanglingReferenceError,
     DurusKeyError,
+    ObjectError,
     ReadConflictError,
     StorageError,
     format_oid,
@@ -164,8 +166,7 @@ class Hub:
             case NewOids(count):
                 return await self._hand_out(client, count)
             case Pack():
-                self._start_pack("Pack")
-                return None
+                return self._start_pack("Pack")
             case Compute(function):
                 return await self._in_thread(cast(Callable[[], object], function), may_lock=False)
         raise AssertionError(request)
@@ -211,13 +212,13 @@ class Hub:
         try:
             return snapshot.load(oid).record
         except DurusKeyError:
-            log(10, "KeyError %s", format_oid(oid))
+            log(DEBUG, "KeyError %s", format_oid(oid))
             return LoadFailure.MISSING
         except ReadConflictError:  # a storage without history has replaced it, after the view
-            log(10, "ReadConflictError %s", format_oid(oid))
+            log(DEBUG, "ReadConflictError %s", format_oid(oid))
             return LoadFailure.CHANGED
         except (StorageError, OSError) as error:
-            log(40, "Object %s cannot be read: %s", format_oid(oid), error)
+            log(ERROR, "Object %s cannot be read: %s", format_oid(oid), error)
             return LoadFailure.UNREADABLE
 
     async def _refresh(self, committer: HubClient | None = None, tid: Tid = NO_TID) -> None:
@@ -273,7 +274,7 @@ class Hub:
         await self._refresh()
         if client.invalid is None:
             return await self._list_everything(client)
-        log(8, "Sync %s", len(client.invalid))
+        log(DEBUG, "Sync %s", len(client.invalid))
         oids, client.invalid = client.invalid, set()
         client.tid = self._view.snapshot.tid
         return b"".join(oids)
@@ -310,19 +311,19 @@ class Hub:
                     partial(store, self._storage, client.tid, handed_out, writes)
                 )
             except DanglingReferenceError as error:
-                log(30, "Conflict during commit: %s", error)
+                log(WARNING, "Conflict during commit: %s", error)
                 return CommitOutcome.CONFLICT
             except ConflictError:
-                log(20, "Conflict during commit")
+                log(INFO, "Conflict during commit")
                 return CommitOutcome.CONFLICT
             except CommitOutcomeUnknownError:
                 client.unused_oids -= handed_out  # perhaps they are in use
                 raise
-            except StorageError as error:
-                log(40, "A transaction was refused: %s", error)
+            except (StorageError, ObjectError, ValueError) as error:
+                log(ERROR, "A transaction was refused: %s", error)
                 return CommitOutcome.REFUSED
         now = datetime.now()
-        log(20, "Committed %3s objects %s bytes at %s", len(writes), size_bytes, now)
+        log(INFO, "Committed %3s objects %s bytes at %s", len(writes), size_bytes, now)
         client.unused_oids -= handed_out
         await self._move_past(client, stored, frozenset(writes))
         self._bytes_since_pack += size_bytes + 8
@@ -344,7 +345,7 @@ class Hub:
             await self._refresh(client, tid)
             client.note_changes(removed)
         except (StorageError, OSError) as error:
-            log(40, "The newest state cannot be read: %s", error)
+            log(ERROR, "The newest state cannot be read: %s", error)
 
     async def _hand_out(self, client: HubClient, count: int) -> Sequence[Oid]:
         if self._storage.readonly:
@@ -371,27 +372,32 @@ class Hub:
                     "to another client"
                 )
 
-    def _start_pack(self, what: str) -> None:
+    def _start_pack(self, what: str) -> bool:
+        """Whether the storage is being packed now."""
         if self._packing is not None:
-            log(20, "Pack already in progress at %s", datetime.now())
-            return
-        log(20, "%s started at %s", what, datetime.now())
+            log(INFO, "Pack already in progress at %s", datetime.now())
+            return True
+        storage = self._storage
+        if storage.readonly or not isinstance(storage, PackableStorage):
+            why = "is open read-only" if storage.readonly else "cannot be packed"
+            log(ERROR, "%s failed: %s %s", what, storage, why)
+            return False
+        log(INFO, "%s started at %s", what, datetime.now())
         self._bytes_since_pack = 0
-        self._packing = asyncio.create_task(self._pack(what))
+        self._packing = asyncio.create_task(self._pack(storage, what))
+        return True
 
-    async def _pack(self, what: str) -> None:
+    async def _pack(self, storage: PackableStorage, what: str) -> None:
         try:
-            if not isinstance(self._storage, PackableStorage):
-                raise StorageError(f"{self._storage} cannot be packed")
-            await self._in_thread(self._storage.pack)
+            await self._in_thread(storage.pack)
             await self._refresh()
         except Exception as error:
             if self._is_closing:
-                log(20, "%s was given up, because the server stops", what)
+                log(INFO, "%s was given up, because the server stops", what)
             else:
-                log(40, "%s failed: %s", what, error)
+                log(ERROR, "%s failed: %s", what, error)
         else:
-            log(20, "%s completed at %s", what, datetime.now())
+            log(INFO, "%s completed at %s", what, datetime.now())
         finally:
             self._packing = None
 

@@ -93,8 +93,8 @@ class Commit(Request[CommitOutcome]):
 
 
 @dataclass(frozen=True, slots=True)
-class Pack(Request[None]):
-    """Begin to pack, unless that is under way."""
+class Pack(Request[bool]):
+    """Begin to pack, unless that is under way; False: the storage cannot, the log says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,10 +127,10 @@ class UnixAbstractAddress(SocketAddress):
     """A name that Linux keeps apart from the file system: '@name'."""
 
     def __init__(self, filename: str) -> None:
-        self.filename = filename.replace("@", "\0")
+        self.filename = filename.replace("@", "\0", 1)
 
     def __str__(self) -> str:
-        return self.filename.replace("\0", "@")
+        return self.filename.replace("\0", "@", 1)
 
     def get_address_family(self) -> int:
         return socket.AF_UNIX
@@ -236,7 +236,7 @@ class InheritedSocket(SocketAddress):
     def __str__(self) -> str:
         if self.get_address_family() in (socket.AF_INET, socket.AF_INET6):
             return _format_host_port(*self.name[:2])
-        return os.fsdecode(self.name).replace("\0", "@")
+        return os.fsdecode(self.name).replace("\0", "@", 1)
 
     def get_address_family(self) -> int:
         return self._family

@@ -1,22 +1,19 @@
 """The name in a class pickle, read without importing or calling anything.
 
 The first pickle of a record names the class of its object.  `LoadingPolicy` looks the name up, and
-tools that inspect a database show it.  What holds for the names of every pickle is here, too: those
-of Python 2, and extension codes, which name nothing and are refused.
+tools that inspect a database show it.  What the names of Python 2 are today is here, too.
 """
 
-import copyreg
 import io
 import pickle
-import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from functools import lru_cache
 from typing import NamedTuple
 
 from durus.error import ClassNotAllowedError, ObjectError
+from durus.pickle_opcodes import check_opcodes
 
 __all__ = [
-    "check_no_extensions",
     "has_old_names",
     "modernize_name",
     "name_in_class_pickle",
@@ -46,7 +43,7 @@ class _NameUnpickler(pickle.Unpickler):
 def parse_class_pickle(class_pickle: bytes) -> tuple[str, str, bool]:
     """Module, qualified name, and whether they are as in Python 2."""
     try:
-        check_no_extensions(class_pickle)
+        check_opcodes(class_pickle)
         name = _NameUnpickler(io.BytesIO(class_pickle)).load()
         if type(name) is not _Name:
             raise ObjectError("it is no class")
@@ -75,14 +72,3 @@ def modernize_name(module: str, name: str, old_names: bool) -> tuple[str, str]:
     if not old_names:
         return module, name
     return NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
-
-
-def check_no_extensions(pickled: bytes) -> None:
-    """Refuse extension codes: the C unpickler takes some objects for them without asking."""
-    if copyreg._inverted_registry:  # type: ignore[attr-defined]  # not in typeshed
-        for opcode, code, _ in pickletools.genops(pickled):
-            if opcode.name.startswith("EXT"):
-                raise ClassNotAllowedError(
-                    f"a record may not use an extension code, {code}.  Durus writes none: the "
-                    "file was tampered with"
-                )

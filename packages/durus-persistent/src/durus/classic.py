@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, cast
 from weakref import WeakValueDictionary
@@ -167,9 +167,11 @@ class ClassicAdapter:
                 self._storage.begin()
                 for oid, classic in records.items():
                     self._storage.store(oid, classic)
-            except BaseException:
+            except BaseException as error:
                 self._storage.begin()  # forget them
-                raise
+                if isinstance(error, DurusError) or not isinstance(error, Exception):
+                    raise
+                raise self._not_committed(error) from error
             try:
                 self._storage.end(handle_invalidations)
             except ConflictError as error:
@@ -194,9 +196,7 @@ class ClassicAdapter:
                 if isinstance(error, Exception) and self._holds_none_of(records):
                     self._storage.begin()
                     self._note_changes(reported)
-                    raise StorageError(
-                        f"{self._storage}: the transaction was not committed: {error}"
-                    ) from error
+                    raise self._not_committed(error) from error
                 self._doubt(transaction, reported)
                 if not isinstance(error, Exception):
                     raise
@@ -220,8 +220,15 @@ class ClassicAdapter:
             if packer is None:
                 self._storage.pack()
                 self._removed |= self._sync()
-        while packer is not None and self._pack_for_a_while(packer):
-            time.sleep(_PACK_PAUSE_S)  # a lock that is taken again at once lets nobody else in
+        if packer is None:
+            return
+        try:
+            while self._pack_for_a_while(packer):
+                time.sleep(_PACK_PAUSE_S)  # a lock that is taken again at once lets nobody else in
+        finally:
+            if isinstance(packer, Generator):
+                with self._lock:  # what it does at its end is a call to the storage, too
+                    packer.close()
 
     def _pack_for_a_while(self, packer: Iterator[object]) -> bool:
         """Whether there is more to pack."""
@@ -255,6 +262,9 @@ class ClassicAdapter:
         changed = {Oid(oid) for oid in self._storage.sync()}
         self._note_changes(changed)
         return changed
+
+    def _not_committed(self, error: Exception) -> StorageError:
+        return StorageError(f"{self._storage}: the transaction was not committed: {error}")
 
     def _doubt(self, transaction: Transaction, reported: set[Oid]) -> None:
         """It may have been stored: everybody shall look again, the committer included."""

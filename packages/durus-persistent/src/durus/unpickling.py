@@ -16,9 +16,10 @@ from enum import Enum
 from operator import is_
 from typing import Any, Final, NoReturn
 
-from durus.class_pickle import check_no_extensions, has_old_names
+from durus.class_pickle import has_old_names
 from durus.error import ClassNotAllowedError
 from durus.persistent import PersistentObject
+from durus.pickle_opcodes import check_opcodes
 
 __all__ = ["CONSTRUCTORS", "load_pickle"]
 
@@ -208,7 +209,7 @@ def load_pickle(
     persistent_load: makes an object of each reference.
     Raises ClassNotAllowedError, and whatever `find` and broken pickles raise.
     """
-    check_no_extensions(pickled)
+    check_opcodes(pickled)
     names = _Names(find, pickled)
     # Without a frame the C unpickler calls read() once for each opcode.
     framed = pickled

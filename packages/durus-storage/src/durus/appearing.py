@@ -73,6 +73,7 @@ def _move(system: System, aside: str, path: str) -> None:
 def explain_creation_failure(path: str, error: OSError) -> StorageOpenError:
     """What to raise when the file could not be made."""
     reason = error.strerror or str(error)
-    if isinstance(error, FileNotFoundError):
-        reason = f"the directory {os.path.dirname(path)} does not exist"
+    folder = os.path.dirname(path)
+    if isinstance(error, FileNotFoundError) and not os.path.isdir(folder):
+        reason = f"the directory {folder} does not exist"
     return StorageOpenError(path, f"cannot be made: {reason}", error.errno)

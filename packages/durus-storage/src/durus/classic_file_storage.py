@@ -9,16 +9,22 @@ is committed while a pack goes on is in the packed file, too.
 import contextlib
 import logging
 import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import NoReturn
+from os import PathLike
+from typing import ClassVar, NoReturn
 
+from durus.appearing import link_is_impossible
 from durus.classic_file import (
+    fill_if_empty,
     is_record_start,
     make_empty_file,
+    open_classic_file,
     sync_directory_of,
 )
+from durus.classic_format import ClassicFormat
 from durus.error import (
     CorruptionError,
     DurusKeyError,
@@ -31,6 +37,7 @@ from durus.file import File
 from durus.interfaces import ROOT_OID
 from durus.logger import is_logging, log
 from durus.storage import Storage
+from durus.utils import RandomAccessFile
 
 __all__ = ["ClassicFileStorage"]
 
@@ -38,9 +45,31 @@ __all__ = ["ClassicFileStorage"]
 class ClassicFileStorage(Storage):
     """A classic storage in one file, which it has locked unless it is read-only."""
 
-    _FORMAT: str
+    _FORMAT: ClassVar[ClassicFormat]
 
-    def __init__(self, file: File, readonly: bool) -> None:
+    def __init__(
+        self,
+        file: str | PathLike[str] | File | None,
+        readonly: bool,
+        repair: bool,
+        *,
+        create: bool,
+    ) -> None:
+        """Open a file, and make it if it is not there.
+
+        file: a path, or None for a temporary file, which is removed when the storage is closed.
+        readonly: take no lock, and see what is there now, not what others commit later.
+        repair: cut off a last transaction that is not whole.
+        create: whether a file that is not there is made (never when readonly).
+
+        Raises StorageLockedError while another process has the file open for writing,
+        StorageOpenError, and CorruptionError: DamagedEndError, if `repair` would help.
+        """
+        empty = self._FORMAT.empty
+        if file is None:
+            file = File(readonly=readonly)
+        elif not isinstance(file, File):
+            file = open_classic_file(file, empty, readonly=readonly, create=create)
         self.readonly = readonly
         self.pending_records: dict[bytes, bytes] = {}
         """What the commit that is under way has stored."""
@@ -48,10 +77,27 @@ class ClassicFileStorage(Storage):
         """The oids committed since the pack that is going on began; None if there is none."""
         self.invalid: set[bytes] = set()
         """The oids that packs have removed, and `sync` has not reported yet."""
-        self._filename = file.get_name()
+        self._filename = os.path.abspath(file.get_name())
         self._pid = os.getpid()
         self._is_closed = False
         self._is_directory_synced = False
+        try:
+            if not readonly:
+                fill_if_empty(file, empty)
+            self._FORMAT.check_is_in(file)
+            self._read_file(file, repair and not readonly)
+        except BaseException:
+            file.close()
+            raise
+
+    @classmethod
+    def has_format(cls, file: RandomAccessFile) -> bool:
+        """Whether a file begins as those of this storage do."""
+        return cls._FORMAT.is_in(file)
+
+    @abstractmethod
+    def _read_file(self, file: File, repair: bool) -> None:
+        """Find out where everything is."""
 
     @abstractmethod
     def _get_file(self) -> File: ...
@@ -68,7 +114,7 @@ class ClassicFileStorage(Storage):
         """Write what can be reached to an empty file, and use that from now on, in steps."""
 
     def get_filename(self) -> str:
-        """The path of the file, absolute unless an open file was given."""
+        """The path of the file, absolute."""
         return self._filename
 
     def __str__(self) -> str:
@@ -131,7 +177,7 @@ class ClassicFileStorage(Storage):
             self._check_in_place(file)
             if not self._is_directory_synced:
                 # Else a power cut could take the file's name away, and all commits with it.
-                sync_directory_of(file.get_name())
+                sync_directory_of(self._filename)
                 self._is_directory_synced = True
         except OSError as error:
             raise StorageError(f"{self}: the transaction was not committed: {error}") from error
@@ -212,11 +258,16 @@ class ClassicFileStorage(Storage):
         """Put the packed file in the place of this one; both are locked meanwhile."""
         file = self._get_file()
         self._check_in_place(file)
-        path = os.path.realpath(file.get_name())
+        path = os.path.realpath(self._filename)
         # 4.3 renames both, and a crash in between leaves no database under the name.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}.prepack")
-        os.link(path, f"{path}.prepack")
+        try:
+            os.link(path, f"{path}.prepack")
+        except OSError as error:
+            if not link_is_impossible(error):
+                raise
+            shutil.copyfile(path, f"{path}.prepack")
         packed.fsync()
         packed.rename(path)
         self._is_directory_synced = False
@@ -238,6 +289,7 @@ class ClassicFileStorage(Storage):
     def _refuse_history(self) -> NoReturn:
         path = self.get_filename()
         raise HistoryUnavailableError(
-            f"{path}: the format {self._FORMAT} has no snapshots, no older revisions and no ids "
-            f"of transactions; 'durus convert {path} TARGET --to log' makes a file that has them"
+            f"{path}: the format {self._FORMAT.name} has no snapshots, no older revisions and no "
+            f"ids of transactions; 'durus convert {path} TARGET --to log' makes a file that has "
+            "them"
         )

@@ -1,9 +1,9 @@
 """What SHELF-1 and DFS20 have in common: a packed part, and transactions after it.
 
-`shelf_format` and `dfs20_format` each have a `ClassicFormat` that says how they differ; storages,
-conversion and verify read files by it.  There are no checksums.  Invariants: *a transaction that has
-others after it is never cut off*, whatever is wrong with it; what another process is just writing
-is no damage.
+`shelf_format` and `dfs20_format` each have a `ClassicFormat`, which says how they differ; storages,
+conversion and verify read files by it.  There are no checksums.  Invariants: *a transaction that
+has others after it is never cut off*, whatever is wrong with it; what another process is just
+writing is no damage.
 """
 
 import contextlib

@@ -6,24 +6,24 @@ again.
 """
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from durus import dfs20_format, serialize, shelf_format
-from durus.classic_file import (
-    ReadAhead,
-    make_empty_file,
-    name_of,
-    open_classic_file,
-    refuse_format,
-)
-from durus.error import CorruptionError, StorageError, StorageOpenError
+from durus.appearing import appearing_at, explain_creation_failure
+from durus.classic_file import ReadAhead, make_empty_file, name_of
+from durus.classic_format import ClassicFormat
+from durus.dfs20_format import DFS20
+from durus.error import CorruptionError, StorageError
 from durus.file import File
 from durus.file_format import StoredDatabase, StoredTransaction
+from durus.file_system import OperatingSystem
 from durus.interfaces import Oid, Record
 from durus.record import record_from_classic, record_to_classic
 from durus.shelf import OffsetMap, Shelf
+from durus.shelf_format import SHELF
 
 __all__ = ["read_dfs20", "read_shelf", "write_dfs20", "write_shelf"]
 
@@ -37,21 +37,14 @@ def read_shelf(path: str) -> Iterator[StoredDatabase]:
 
     Raises StorageOpenError; and CorruptionError, also while the transactions are read.
     """
-    with contextlib.closing(open_classic_file(path, b"", readonly=True)) as file:
-        if not Shelf.has_format(file):
-            raise refuse_format(file, "SHELF-1")
-        yield StoredDatabase(transactions=_read_shelf(ReadAhead(file)))
+    with SHELF.open_to_read(path) as reader:
+        yield StoredDatabase(transactions=_read_shelf(reader))
 
 
 def _read_shelf(reader: ReadAhead) -> Iterator[StoredTransaction]:
     base_end = shelf_format.locate_base(reader)
     yield StoredTransaction(records=_read_shelf_base(reader, base_end))
-    position = shelf_format.locate_transactions(reader, base_end)
-    check = shelf_format.is_record_item
-    for transaction in shelf_format.read_transactions(reader, position, check):
-        yield StoredTransaction(
-            records=_read_records(reader, transaction.offsets, shelf_format.locate_record)
-        )
+    yield from _read_others(SHELF, reader, shelf_format.locate_transactions(reader, base_end))
 
 
 def _read_shelf_base(reader: ReadAhead, base_end: int) -> Iterator[tuple[Oid, Record]]:
@@ -74,20 +67,14 @@ def read_dfs20(path: str) -> Iterator[StoredDatabase]:
 
     Raises StorageOpenError; and CorruptionError, also while the transactions are read.
     """
-    with contextlib.closing(open_classic_file(path, b"", readonly=True)) as file:
-        file.seek(0)
-        if file.read(len(dfs20_format.MAGIC)) != dfs20_format.MAGIC:
-            raise refuse_format(file, "DFS20")
-        yield StoredDatabase(transactions=_read_dfs20(ReadAhead(file)))
+    with DFS20.open_to_read(path) as reader:
+        yield StoredDatabase(transactions=_read_dfs20(reader))
 
 
 def _read_dfs20(reader: ReadAhead) -> Iterator[StoredTransaction]:
     index = dfs20_format.read_index(reader)
     yield StoredTransaction(records=_read_dfs20_base(reader, index))
-    for transaction in dfs20_format.read_transactions(reader, index.end):
-        yield StoredTransaction(
-            records=_read_records(reader, transaction.offsets, dfs20_format.locate_record)
-        )
+    yield from _read_others(DFS20, reader, index.end)
 
 
 def _read_dfs20_base(
@@ -110,13 +97,15 @@ def _read_dfs20_base(
         raise CorruptionError(name_of(reader.file), index.start, reason)
 
 
-def _read_records(
-    reader: ReadAhead,
-    offsets: dict[bytes, int],
-    locate_record: Callable[[ReadAhead, int], tuple[int, int]],
-) -> Iterator[tuple[Oid, Record]]:
-    for offset in sorted(offsets.values()):
-        yield record_from_classic(reader.read(*locate_record(reader, offset)))
+def _read_others(
+    form: ClassicFormat, reader: ReadAhead, position: int
+) -> Iterator[StoredTransaction]:
+    """The transactions after the base."""
+    for transaction in form.read_transactions(reader, position):
+        places = (form.locate_record(reader, at) for at in sorted(transaction.offsets.values()))
+        yield StoredTransaction(
+            records=(record_from_classic(reader.read(*place)) for place in places)
+        )
 
 
 # Writing
@@ -167,21 +156,18 @@ def _encode(database: StoredDatabase) -> Iterator[tuple[bytes, bytes]]:
 
 @contextlib.contextmanager
 def _new_file(path: str) -> Iterator[File]:
-    """An empty file, which is durable at the end, or not there any more."""
+    """An empty file, which is durable and has its name at the end, or is not there any more."""
     path = os.path.abspath(path)
     try:
-        file = make_empty_file(path)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        with (
+            appearing_at(OperatingSystem(), path) as aside,
+            contextlib.closing(make_empty_file(aside)) as file,
+        ):
+            yield file
+            file.fsync()
     except OSError as error:
-        reason = f"cannot be made: {error.strerror or error}"
-        raise StorageOpenError(path, reason, error.errno) from error
-    try:
-        yield file
-        file.fsync()
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        if isinstance(error, OSError) and not isinstance(error, StorageError):
-            raise StorageError(f"{path} cannot be written: {error}") from error
-        raise
-    finally:
-        file.close()
+        if isinstance(error, StorageError):
+            raise
+        raise explain_creation_failure(path, error) from error

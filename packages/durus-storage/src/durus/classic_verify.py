@@ -5,7 +5,6 @@ is loaded, and nothing ends the walk but damage of what everything else hangs on
 goes on at the next whole transaction.
 """
 
-import contextlib
 import pickle
 import pickletools
 import zlib
@@ -18,13 +17,15 @@ from typing import Final
 
 from durus import dfs20_format, shelf_format
 from durus.class_pickle import name_in_class_pickle
-from durus.classic_file import ReadAhead, open_classic_file, refuse_format
+from durus.classic_file import ReadAhead
+from durus.classic_format import ClassicFormat, Damage
+from durus.dfs20_format import DFS20
 from durus.error import CorruptionError, ObjectError, format_oid
-from durus.file import File
 from durus.file_format import Finding
 from durus.interfaces import Oid
 from durus.record import split_oids, split_record, unpack_record
-from durus.shelf import OffsetMap, Shelf
+from durus.shelf import OffsetMap
+from durus.shelf_format import SHELF
 
 __all__ = ["verify_dfs20", "verify_shelf"]
 
@@ -36,10 +37,8 @@ def verify_shelf(path: str) -> Iterator[Finding]:
 
     Raises StorageOpenError.
     """
-    with contextlib.closing(open_classic_file(path, b"", readonly=True)) as file:
-        if not Shelf.has_format(file):
-            raise refuse_format(file, "SHELF-1")
-        yield from _ShelfWalk(file, ReadAhead(file)).run()
+    with SHELF.open_to_read(path) as reader:
+        yield from _ShelfWalk(SHELF, reader).run()
 
 
 def verify_dfs20(path: str) -> Iterator[Finding]:
@@ -47,18 +46,15 @@ def verify_dfs20(path: str) -> Iterator[Finding]:
 
     Raises StorageOpenError.
     """
-    with contextlib.closing(open_classic_file(path, b"", readonly=True)) as file:
-        file.seek(0)
-        if file.read(len(dfs20_format.MAGIC)) != dfs20_format.MAGIC:
-            raise refuse_format(file, "DFS20")
-        yield from _Dfs20Walk(file, ReadAhead(file)).run()
+    with DFS20.open_to_read(path) as reader:
+        yield from _Dfs20Walk(DFS20, reader).run()
 
 
 @dataclass(slots=True)
 class _Walk(ABC):
     """Through the transactions, whatever their format."""
 
-    file: File
+    form: ClassicFormat
     reader: ReadAhead
     newest: dict[bytes, int] = field(default_factory=dict)
     """Where the newest record of each oid is."""
@@ -67,47 +63,30 @@ class _Walk(ABC):
     @abstractmethod
     def run(self) -> Iterator[Finding]: ...
 
-    @abstractmethod
-    def parse(self, start: int) -> tuple[dict[bytes, int], int, bool]:
-        """Offsets by oid, end, and whether the transaction at `start` is whole."""
-
-    @abstractmethod
-    def find_damage(self, start: int, after_empty: bool) -> tuple[int, int | None]:
-        """Where the transaction that is not whole begins, and the next one that is."""
-
-    @abstractmethod
-    def locate_record(self, offset: int) -> tuple[int, int]: ...
-
     def load(self, offset: int) -> tuple[bytes, bytes]:
         """The pickles and the references of the record at `offset`."""
-        return unpack_record(self.reader.read(*self.locate_record(offset)))[1:]
+        return unpack_record(self.reader.read(*self.form.locate_record(self.reader, offset)))[1:]
 
     def damage(self, offset: int, oid: bytes | None, problem: str) -> Finding:
         self.is_damaged = True
         return Finding(offset, None, None if oid is None else Oid(oid), problem)
 
     def check_transactions(self, position: int) -> Iterator[Finding]:
-        after_empty = False
-        while position < self.reader.size:
-            offsets, end, is_whole = self.parse(position)
-            if not is_whole:
-                start, later = self.find_damage(position, after_empty)
-                if later is None:
-                    yield from self.report_end(start)
-                    return
-                problem = f"no whole transaction is here; at offset {end} is no whole record"
-                yield self.damage(start, None, problem)
-                offsets = {oid: offset for oid, offset in offsets.items() if offset < later}
-                end = later
-            yield from self.check_records(offsets)
-            after_empty = not offsets
-            position = end
-
-    def report_end(self, start: int) -> Iterator[Finding]:
-        if not self.file.is_locked_elsewhere():  # else it may be just being written
-            size = self.reader.size - start
-            problem = f"the last {size} bytes are no whole transaction; repair=True cuts them off"
-            yield Finding(start, None, None, problem)
+        for found in self.form.walk(self.reader, position):
+            if not isinstance(found, Damage):
+                yield from self.check_records(found.offsets)
+            elif found.later is not None:
+                _, bad, _ = whole = found.found
+                problem = f"no whole transaction is here; at offset {bad} is no whole record"
+                yield self.damage(found.start, None, problem)
+                before = {oid: at for oid, at in whole.offsets.items() if at < found.later}
+                yield from self.check_records(before)
+            elif not found.is_growing:
+                size = self.reader.size - found.start
+                problem = (
+                    f"the last {size} bytes are no whole transaction; repair=True cuts them off"
+                )
+                yield Finding(found.start, None, None, problem)
 
     def check_records(self, offsets: dict[bytes, int]) -> Iterator[Finding]:
         """Check records that were found to be whole, and are newer than those before."""
@@ -133,34 +112,24 @@ class _ShelfWalk(_Walk):
         try:
             base_end = shelf_format.locate_base(self.reader)
         except CorruptionError as error:
-            yield self.damage(error.offset or 0, None, str(error))
+            yield self.damage(error.offset or 0, None, error.reason)
             return
         yield from self._check_base(base_end)
         position = shelf_format.locate_transactions(self.reader, base_end)
         yield from self.check_transactions(position)
         yield from self.check_refs()
 
-    def parse(self, start: int) -> tuple[dict[bytes, int], int, bool]:
-        return shelf_format.parse_transaction(self.reader, start, shelf_format.is_record_item)
-
-    def find_damage(self, start: int, after_empty: bool) -> tuple[int, int | None]:
-        check = shelf_format.is_record_item
-        return shelf_format.find_damage(self.reader, start, check, after_empty=after_empty)
-
-    def locate_record(self, offset: int) -> tuple[int, int]:
-        return shelf_format.locate_record(self.reader, offset)
-
     def _check_base(self, base_end: int) -> Iterator[Finding]:
         """Do the offset map and the base agree?"""
-        self.file.seek(base_end)
-        offset_map = OffsetMap(self.file)
+        self.reader.file.seek(base_end)
+        offset_map = OffsetMap(self.reader.file)
         offsets = {number.to_bytes(8): offset for number, offset in offset_map.iteritems()}
         try:
             holes = sum(1 for _ in offset_map.gen_holes())
             if holes + len(offsets) != offset_map.get_array_size():
                 yield self.damage(base_end, None, "not all holes of the offset map are linked")
         except CorruptionError as error:
-            yield self.damage(base_end, None, str(error))
+            yield self.damage(base_end, None, error.reason)
         end = shelf_format.BASE_START
         check = shelf_format.is_record_item
         for oid, offset in sorted(offsets.items(), key=itemgetter(1)):
@@ -182,20 +151,11 @@ class _Dfs20Walk(_Walk):
         try:
             index = dfs20_format.read_index(self.reader)
         except CorruptionError as error:
-            yield self.damage(error.offset or 0, None, str(error))
+            yield self.damage(error.offset or 0, None, error.reason)
             return
         yield from self._check_base(index)
         yield from self.check_transactions(index.end)
         yield from self.check_refs()
-
-    def parse(self, start: int) -> tuple[dict[bytes, int], int, bool]:
-        return dfs20_format.parse_transaction(self.reader, start)
-
-    def find_damage(self, start: int, after_empty: bool) -> tuple[int, int | None]:
-        return start, dfs20_format.find_later_transaction(self.reader, start)
-
-    def locate_record(self, offset: int) -> tuple[int, int]:
-        return dfs20_format.locate_record(self.reader, offset)
 
     def _check_base(self, index: dfs20_format.Dfs20Index) -> Iterator[Finding]:
         """Do the index and the transactions before it agree?"""

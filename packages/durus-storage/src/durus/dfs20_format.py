@@ -84,9 +84,7 @@ _TRANSACTION_START: Final = re.compile(rb"(?=\0{4}.{4}\0\0.{6}.{4}\x80)", re.DOT
 _SEARCHED_AT_ONCE: Final = 1 << 20
 
 
-def _find_damage(
-    reader: ReadAhead, position: int, after_empty: bool
-) -> tuple[int, int | None]:
+def _find_damage(reader: ReadAhead, position: int, after_empty: bool) -> tuple[int, int | None]:
     """`position`, and the offset of the first whole transaction after it that has a record.
 
     All that follows is searched, also what looks like records: one

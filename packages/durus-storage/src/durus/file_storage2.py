@@ -11,28 +11,14 @@ from typing import Final
 
 from durus import interfaces
 from durus.classic import as_storage
-from durus.classic_file import (
-    ReadAhead,
-    append_durably,
-    is_record_start,
-    open_classic_file,
-    refuse_format,
-)
+from durus.classic_file import ReadAhead, append_durably, is_record_start
 from durus.classic_file_storage import ClassicFileStorage
-from durus.dfs20_format import (
-    EMPTY_DFS20,
-    MAGIC,
-    encode_block,
-    read_index,
-    read_transactions,
-    write_base,
-    write_index,
-)
+from durus.dfs20_format import DFS20, MAGIC, encode_block, read_index, write_base, write_index
 from durus.error import CorruptionError, DurusKeyError, StorageError, format_oid
 from durus.file import File
 from durus.interfaces import ROOT_OID, Oid
 from durus.record import split_oids, unpack_record
-from durus.utils import RandomAccessFile, int4_to_str, int8_to_str, read, str_to_int8
+from durus.utils import int4_to_str, int8_to_str, read, str_to_int8
 
 __all__ = ["FileStorage2", "open_dfs20"]
 
@@ -45,7 +31,13 @@ class FileStorage2(ClassicFileStorage):
     """A classic storage in a DFS20 file, or in a temporary file."""
 
     MAGIC = MAGIC
-    _FORMAT = "DFS20"
+    _FORMAT = DFS20
+
+    fp: File
+    index: dict[bytes, int]
+    """Where the newest record of each oid is."""
+    _end: int
+    """Where the next transaction will be."""
 
     def __init__(
         self,
@@ -55,53 +47,21 @@ class FileStorage2(ClassicFileStorage):
         *,
         create: bool = True,
     ) -> None:
-        """Open a file, and make it if it is not there.
+        """Open a file, and make it if it is not there: see `ClassicFileStorage`.
 
-        file: a path, or None for a temporary file, which is removed when the storage is closed.
-        readonly: take no lock, and see what is there now, not what others commit later.
-        repair: cut off a last transaction that is not whole.
-        create: whether a file that is not there is made (never when readonly).
-
-        Raises StorageLockedError while another process has the file open for writing,
-        StorageOpenError, and CorruptionError: DamagedEndError, if `repair` would help.
+        file: a path, or None for a temporary file.
         """
-        if file is None:
-            file = File(readonly=readonly)
-        elif not isinstance(file, File):
-            file = open_classic_file(file, EMPTY_DFS20, readonly=readonly, create=create)
-        self.fp = file
-        super().__init__(file, readonly)
-        self.index: dict[bytes, int] = {}
-        """Where the newest record of each oid is."""
-        try:
-            if not readonly:
-                file.obtain_lock()
-                if not len(file):
-                    file.write(EMPTY_DFS20)
-                    file.fsync()
-            if not self.has_format(file):
-                raise refuse_format(file, "DFS20")
-            self._end = self._read_index(repair)
-            """Where the next transaction will be."""
-        except BaseException:
-            file.close()
-            raise
+        super().__init__(file, readonly, repair, create=create)
         self.oid = max(map(str_to_int8, self.index), default=-1)
         """The number of the last oid that was given."""
 
-    def _read_index(self, repair: bool) -> int:
-        reader = ReadAhead(self.fp)
-        self.index, _, end = read_index(reader)
-        for transaction in read_transactions(reader, end, readonly=self.readonly, repair=repair):
+    def _read_file(self, file: File, repair: bool) -> None:
+        self.fp = file
+        reader = ReadAhead(file)
+        self.index, _, self._end = read_index(reader)
+        for transaction in DFS20.read_transactions(reader, self._end, repair=repair):
             self.index.update(transaction.offsets)
-            end = transaction.position
-        return end
-
-    @classmethod
-    def has_format(cls, file: RandomAccessFile) -> bool:
-        """Whether the file begins as a DFS20 file does."""
-        file.seek(0)
-        return file.read(len(cls.MAGIC)) == cls.MAGIC
+            self._end = transaction.position
 
     def _get_file(self) -> File:
         return self.fp
@@ -142,11 +102,12 @@ class FileStorage2(ClassicFileStorage):
             parts.append(encode_block(record))
             position += len(parts[-1])
         parts.append(int4_to_str(0))
+        # Before they are there, as an oid that is in use must not be given again.
+        self.oid = max(self.oid, *map(str_to_int8, index))
         append_durably(self.fp, self._end, b"".join(parts))
         # Between the sync and the end of the update there is no place for a KeyboardInterrupt.
         self._end = position + 4
         self.index.update(index)
-        self.oid = max(self.oid, *map(str_to_int8, index))
 
     def gen_oid_record(
         self, start_oid: bytes | None = None, batch_size: int = 100

@@ -57,6 +57,9 @@ class GrowingLog(Log):
             whole, garbage = [], self._refused
         if garbage < tail.size:
             self._append_void(garbage, tail.size)
+        if self._refused is not None:
+            self.file.sync()  # what it seals may be durable itself, and must not come back
+            self._refused = None
         if whole:
             self.file.sync()
             self._append_mark(whole[-1].tid)
@@ -119,7 +122,6 @@ class GrowingLog(Log):
             again = Reservation(size + len(content), self.next_oid)
             content += encode_reservation(file_id, again)
         self.file.append(content)
-        self._refused = None
 
     def append_reservation(self, next_oid: int) -> None:
         """Say that oids below `next_oid` have been handed out; OSError.  The tail is settled."""
@@ -195,6 +197,7 @@ class GrowingLog(Log):
                 return False  # its mark was written after all
             self._append_void(refused, size)
             self.file.sync()
+            self._refused = None
             self.catch_up()
             return True
-        return False
+        return False  # nor is the void durable, if there is one: it is appended again

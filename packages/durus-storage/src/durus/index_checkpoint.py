@@ -56,30 +56,29 @@ def write_checkpoint(log: GrowingLog) -> None:
         return
     log.make_durable()  # a power cut must not leave an index of what is not there
     index = open_index(log.file.system, log.path, writable=True)
-    if index is not None and not log.accepts(index):
-        index = None
-    if index is not None and index.header.covers.end < state.until.end:
+    if index is None or not log.accepts(index):
+        log.use_index(_make(log, state))
+        return
+    if index.header.covers.end < state.until.end:
         if not index.lock():
             return
         try:
-            index = _update(log, index, state)
+            _update(log, index, state)
         finally:
             index.unlock()
-    log.use_index(index or _make(log, state))
+    log.use_index(index)
 
 
-def _update(log: Log, index: IndexFile, state: Unindexed) -> IndexFile:
+def _update(log: Log, index: IndexFile, state: Unindexed) -> None:
     index.renew()
     covered = index.header.covers.end
     if covered < state.until.end:
-        is_enough = 0 < state.since <= covered
         index.update(
-            state.entries if is_enough else _all_entries(log, state),
+            state.entries if 0 < state.since <= covered else _all_entries(log, state),
             state.until,
             next_oid=state.next_oid,
             features_read_only=state.features_read_only,
         )
-    return index
 
 
 def _all_entries(log: Log, state: Unindexed) -> Iterator[tuple[int, int]]:

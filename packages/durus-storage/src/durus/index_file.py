@@ -117,6 +117,7 @@ class IndexFile(OpenFile):
     def __init__(self, system: System, path: str, fd: int) -> None:
         """Raises IndexDamagedError and StorageError."""
         super().__init__(system, path, fd)
+        self.identity = self.status().identity
         self.header = self._read_header()
         self._pages: dict[int, bytes] = {}
 
@@ -152,6 +153,18 @@ class IndexFile(OpenFile):
         except StorageError as error:
             raise IndexDamagedError(f"the index cannot be used: {error}") from error
 
+    def _check_age(self) -> None:
+        """Raises IndexDamagedError if an older copy was put into this file, while it is in use.
+
+        After a page was read: what is copied first is the header.
+        """
+        start = self._read_whole_page(0)[: _HEADER.size]
+        if len(start) == _HEADER.size:
+            covered = Anchor(*_HEADER.unpack(start)[8:12])
+            if start[16:32] == self.header.file_id and covered >= self.header.covers:
+                return
+        raise IndexDamagedError(f"{self.path}: an older copy was put into the index")
+
     def _wait(self, attempt: int) -> None:
         if attempt + 1 < _ATTEMPTS:
             self.system.pause(_PAUSE_S)
@@ -168,6 +181,7 @@ class IndexFile(OpenFile):
             self._wait(attempt)
         else:
             raise IndexDamagedError(f"{self.path}: page {page} of the index is damaged")
+        self._check_age()
         with contextlib.suppress(RuntimeError, StopIteration):  # another thread does the same
             while len(pages) >= _CACHED_PAGES_MAX:
                 pages.pop(next(iter(pages)), None)

@@ -114,6 +114,8 @@ class Log(LogReader):
         """How much has become visible that only memory knows: records and transactions."""
         self._indexed_end = 0
         """What is visible after this place is in memory."""
+        self._doubted_index: tuple[int, int] | None = None
+        """The identity of an index file that was found to be damaged."""
         self._growing = threading.RLock()
         """Guards what is visible, and the layers of the index."""
         self._tail = Tail([], self.end, self.end)
@@ -144,10 +146,11 @@ class Log(LogReader):
         return True
 
     def accepts(self, index: IndexFile) -> bool:
-        """Whether an index is of this log, as it is now."""
+        """Whether an index is of this log, as it is now, and nothing wrong was found in it."""
         header = index.header
         return (
-            header.file_id == self.header.file_id
+            index.identity != self._doubted_index
+            and header.file_id == self.header.file_id
             and header.covers.tid != NO_TID
             and self._find_anchor(header.covers) != 0
             and self._find_anchor(header.until) != 0
@@ -168,14 +171,22 @@ class Log(LogReader):
         if (head.tid, head.id) != (anchor.tid, anchor.transaction_id):
             return 0
         position = head.end  # its directory may be long, and need not be read
+        is_marked = False
         while position < anchor.end:
             entry = self.read_entry(position, anchor.end)
             if entry is None:
+                entry = next(self._find_voids(position, anchor.end), None)
+            if entry is None or (isinstance(entry, Void) and entry.start < head.end):
                 return 0
-            if isinstance(entry, Mark) and entry.tid == head.tid:
-                return head.end
+            is_marked = is_marked or (isinstance(entry, Mark) and entry.tid == head.tid)
             position = entry.end
-        return 0
+        return head.end if is_marked and position == anchor.end else 0
+
+    def _find_voids(self, offset: int, limit: int) -> Iterator[Void]:
+        """Those that seal what begins at `offset`."""
+        for entry in self.search(offset + 1, limit):
+            if isinstance(entry, Void) and entry.start <= offset:
+                yield entry
 
     @property
     def tid(self) -> Tid:
@@ -407,6 +418,7 @@ class Log(LogReader):
         with self._growing:
             if self.index.base is None:
                 return
+            self._doubted_index = self.index.base.identity
             index = LogIndex()
             count = 0
             for head in self.walk_back():

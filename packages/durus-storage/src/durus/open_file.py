@@ -17,6 +17,8 @@ __all__ = ["OpenFile"]
 
 _READ_SIZE_MAX: Final = 1 << 30
 """One call of the operating system reads at most 2 GiB."""
+_READ_BLINDLY_MAX: Final = 1 << 20
+"""For more than this, memory is taken only if the file has so much."""
 _CLOSED: Final = -1
 
 _open_files: "weakref.WeakSet[OpenFile]" = weakref.WeakSet()
@@ -63,6 +65,8 @@ class OpenFile:
             raise StorageError(f"{self.path} cannot be read at offset {offset}: {error}") from error
 
     def _read(self, offset: int, size: int) -> bytes:
+        if size > _READ_BLINDLY_MAX:  # a damaged file may say that something has any length
+            size = min(size, max(0, self.system.status(self._fd).size - offset))
         content = self.system.read(self._fd, min(size, _READ_SIZE_MAX), offset)
         if len(content) == size or not content:
             return content

@@ -12,7 +12,7 @@ from itertools import count
 from os import PathLike
 from typing import Final, cast
 
-from durus.classic_file import ReadAhead, append_durably, fill_if_empty, name_of
+from durus.classic_file import ReadAhead, append_durably, name_of
 from durus.error import CorruptionError, format_oid
 from durus.file import File
 from durus.interfaces import Oid
@@ -235,7 +235,9 @@ class Shelf:
         for name in self.unused_name_generator:
             return name
         start = self.offset_map.get_start()
-        reason = "the holes of the offset map could not be read to the end, and no new name is given"
+        reason = (
+            "the holes of the offset map could not be read to the end, and no new name is given"
+        )
         raise CorruptionError(name_of(self.file), start, reason)
 
     def _generate_unused_names(self) -> Iterator[Oid]:

@@ -12,15 +12,14 @@ from typing import Final
 
 from durus import interfaces
 from durus.classic import as_storage
-from durus.classic_file import open_classic_file
 from durus.classic_file_storage import ClassicFileStorage
 from durus.error import DurusKeyError
 from durus.file import File
 from durus.interfaces import ROOT_OID, Oid
 from durus.record import split_oids, unpack_record
 from durus.shelf import Shelf
-from durus.shelf_format import EMPTY_SHELF, is_record_item
-from durus.utils import IntSet, RandomAccessFile, str_to_int8
+from durus.shelf_format import SHELF, is_record_item
+from durus.utils import IntSet, str_to_int8
 
 __all__ = ["ShelfStorage", "open_shelf"]
 
@@ -30,7 +29,7 @@ _STORED_AT_ONCE: Final = 1000
 class ShelfStorage(ClassicFileStorage):
     """A classic storage in a SHELF-1 file, or in a temporary file."""
 
-    _FORMAT = "SHELF-1"
+    _FORMAT = SHELF
 
     def __init__(
         self,
@@ -40,35 +39,16 @@ class ShelfStorage(ClassicFileStorage):
         *,
         create: bool = True,
     ) -> None:
-        """Open a file, and make it if it is not there.
+        """Open a file, and make it if it is not there: see `ClassicFileStorage`.
 
-        filename: None for a temporary file, which is removed when the storage is closed.
-        readonly: take no lock, and see what is there now, not what others commit later.
-        repair: cut off a last transaction that is not whole.
-        create: whether a file that is not there is made (never when readonly).
-
-        Raises StorageLockedError while another process has the file open for writing,
-        StorageOpenError, and CorruptionError: DamagedEndError, if `repair` would help.
+        filename: a path, or None for a temporary file.
         """
-        if filename is None:
-            file = File(readonly=readonly)
-        elif isinstance(filename, File):
-            file = filename
-        else:
-            file = open_classic_file(filename, EMPTY_SHELF, readonly=readonly, create=create)
-        super().__init__(file, readonly)
-        try:
-            self.shelf = Shelf(file, readonly=readonly, repair=repair, check=is_record_item)
-        except BaseException:
-            file.close()
-            raise
+        super().__init__(filename, readonly, repair, create=create)
         self.allocated_unused_oids: set[bytes] = set()
         """The oids that `new_oid` has given, and that are not stored yet."""
 
-    @classmethod
-    def has_format(cls, file: RandomAccessFile) -> bool:
-        """Whether the file begins as a SHELF-1 file does."""
-        return Shelf.has_format(file)
+    def _read_file(self, file: File, repair: bool) -> None:
+        self.shelf = Shelf(file, readonly=self.readonly, repair=repair, check=is_record_item)
 
     def _get_file(self) -> File:
         return self.shelf.get_file()

@@ -1,19 +1,23 @@
 """The `durus` command, also as `python -m durus`, or as a script by the path of this file.
 
-The commands are in `durus.commands`, and imported late: Ctrl-C shall be heeded in the same way from
-the first moment on.  This module keeps the names that programs of Durus 4.x import or call;
-`client_main`, `run_durus_main` and so on take their arguments from `sys.argv`, as there.
+The commands are in `durus.commands`, and imported late, with all that they need: Ctrl-C shall be
+heeded in the same way from the first moment on.  This module keeps the names that programs of
+Durus 4.x import or call; `client_main`, `run_durus_main` and so on take their arguments from
+`sys.argv`, as there.
 """
+
+from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Final
 
-from durus.commands.manner import ExitStatus, note
+from durus import _guard as _guard
 
+TYPE_CHECKING = False  # that of `typing`, which takes a while to import
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
     from durus.commands.client import configure_readline, interactive_client
     from durus.commands.database import get_storage, get_storage_class
     from durus.storage_server import import_class, start_durus, stop_durus
@@ -33,6 +37,8 @@ __all__ = [
     "usage",
 ]
 
+_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report it."""
 _HOMES: Final = {
     "configure_readline": "durus.commands.client",
     "get_storage": "durus.commands.database",
@@ -46,6 +52,8 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -55,10 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `durus` with these arguments, by default those of the process; the exit status."""
     try:
         from durus.commands.group import run_durus
+
+        return run_durus(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        note("interrupted")
-        return ExitStatus.INTERRUPTED
-    return run_durus(sys.argv[1:] if arguments is None else arguments)
+        if sys.stderr is not None:
+            print("durus: interrupted", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def client_main() -> int:

@@ -23,7 +23,7 @@ from durus.file_system import OperatingSystem
 from durus.formats import FORMATS
 from durus.interfaces import OID_LIMIT, ROOT_OID, Oid, Record, Snapshot
 from durus.oid_bitmap import OidBitmap, OidRanks, find_reachable
-from durus.repickle import rewrite_record
+from durus.repickle import is_of_python2, rewrite_record
 
 __all__ = ["Conversion", "Progress", "convert"]
 
@@ -77,7 +77,8 @@ def convert(
       revisions of what can be reached from the root, in ascending order of their oids.
     renumber: give the objects the oids 0, 1, 2, ... in the order that they had, without history.
     python2: the source was written by Python 2.  Its strings become texts if they are ASCII;
-      those that are not, oids, and what is in a date or time, stay bytes.
+      those that are not, oids, and what is in a date or time, stay bytes.  If it was and this is
+      not said, one of the warnings says so.
     progress: is told how far things are.
 
     Raises ValueError for a format that cannot be written, StorageOpenError when the source cannot
@@ -174,6 +175,8 @@ class _Changes:
 
     def __init__(self, *, python2: bool) -> None:
         self._python2 = python2
+        self._is_of_python2 = python2
+        """Whether the source is known to be."""
         self._ranks: OidRanks | None = None
         self._warnings: list[str] = []
         self._more_warnings = 0
@@ -197,6 +200,12 @@ class _Changes:
     def apply(self, oid: Oid, record: Record) -> tuple[Oid, Record]:
         """The new oid and the new record of an object; ObjectError."""
         new_oid = self._map_oid(oid)
+        if not self._is_of_python2 and is_of_python2(record.state_pickle):
+            self._is_of_python2 = True
+            self.warn(
+                f"{_describe(oid, record)}, was written by Python 2, as others may be: without "
+                "python2=True some of its strings may be wrong, or fail to load"
+            )
         if self._ranks is None and not self._python2:
             return new_oid, record
 

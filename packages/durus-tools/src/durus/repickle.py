@@ -9,10 +9,12 @@ Neither reading nor writing is recursive: no state is nested too deeply.
 """
 
 import pickle
+import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from contextlib import suppress
+from typing import Final, TypeAlias
 
 from durus.class_pickle import name_in_class_pickle
 from durus.error import ObjectError
@@ -27,7 +29,11 @@ from durus.pickle_graph import (
     read_pickle,
 )
 
-__all__ = ["make_class_pickle", "rewrite_record", "rewrite_state"]
+__all__ = ["is_of_python2", "make_class_pickle", "rewrite_record", "rewrite_state"]
+
+_STRINGS: Final = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
+"""What Python 2 alone has: they are neither texts nor bytes."""
+_TEXTS: Final = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 
 
 def _encode_sized(short: bytes, medium: bytes, long: bytes, content: bytes) -> bytes:
@@ -206,6 +212,18 @@ def rewrite_state(
     graph = read_pickle(state_pickle)
     writer = _Writer(map_oid, decode)
     return writer.write(graph), writer.oids
+
+
+def is_of_python2(state_pickle: bytes) -> bool:
+    """Whether Python 2 has written it, as far as its first string or text tells.
+
+    That is the name of an attribute, as a rule: a string in Python 2, a text in Python 3.
+    """
+    with suppress(ValueError):  # else it is no pickle
+        for opcode, _, _ in pickletools.genops(state_pickle):
+            if opcode.name in _STRINGS or opcode.name in _TEXTS:
+                return opcode.name in _STRINGS
+    return False
 
 
 def make_class_pickle(module: str, qualname: str) -> bytes:

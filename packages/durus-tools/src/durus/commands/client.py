@@ -6,7 +6,6 @@ Invariant: what is not a terminal gets no prompts and no escapes, so that progra
 import atexit
 import contextlib
 import os
-import re
 import rlcompleter
 import signal
 import sys
@@ -22,9 +21,9 @@ import click
 
 from durus.classic_storage import Storage as ClassicStorage
 from durus.commands.database import connect, is_local, make_address, open_existing, server_options
-from durus.commands.manner import Command, CommandError, about
+from durus.commands.manner import Command, CommandError, about, with_options
 from durus.connection import Connection
-from durus.error import ClassNotAllowedError, DurusError
+from durus.error import DurusError
 from durus.interfaces import Storage
 from durus.socket_address import SocketAddress
 from durus.utils import int8_to_str, str_to_int8
@@ -154,17 +153,10 @@ def _open_connection(
 ) -> Connection[Any]:
     try:
         return Connection(storage, cache_size, allow=allow, import_classes=import_classes)
-    except ClassNotAllowedError as error:
-        raise ClassNotAllowedError(_name_option(error)) from error
     except ValueError as error:
         if isinstance(error, DurusError):
             raise
-        raise CommandError(_name_option(error)) from error  # what must not be allowed
-
-
-def _name_option(error: Exception) -> str:
-    """The message, with the option of this command in the place of the argument."""
-    return re.sub(r'allow=\["([^"]*)"\]', r"--allow \1", str(error))
+        raise CommandError(with_options(str(error))) from error  # what must not be allowed
 
 
 def _make_namespace(connection: Connection[Any]) -> dict[str, Any]:

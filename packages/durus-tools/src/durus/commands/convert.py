@@ -14,6 +14,7 @@ from durus.commands.manner import (
     note,
     source_argument,
     target_argument,
+    with_options,
 )
 from durus.commands.progress import ProgressBar
 from durus.convert import convert as convert_file
@@ -69,10 +70,12 @@ def convert(
             python2=python2,
             progress=progress,
         )
-    for warning in conversion.warnings:
+    warnings = [with_options(warning) for warning in conversion.warnings]
+    for warning in warnings:
         note(f"warning: {warning}")
     if as_json:
-        echo_json({"source": source, "target": target, **dataclasses.asdict(conversion)})
+        done = {**dataclasses.asdict(conversion), "warnings": warnings}
+        echo_json({"source": source, "target": target, **done})
         return
     kept = "newest state"
     if conversion.history:

@@ -39,21 +39,20 @@ __all__ = [
     "run",
     "source_argument",
     "target_argument",
+    "with_options",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ExitStatus(IntEnum):
-    """How a command ended; docs/command-line.md says it to users."""
+    """How a command ended; docs/command-line.md says it to users.  Ctrl-C leaves it to `main`."""
 
     OK = 0
     DAMAGED = 1
     """The database is damaged: what `verify` answers, and what stops any other command."""
     FAILED = 2
     """A mistake in the command line, or something else that makes the command impossible."""
-    INTERRUPTED = 130
-    """Ctrl-C: 128 + SIGINT, as shells report it."""
     OUTPUT_CLOSED = 141
     """Nobody reads stdout any more: 128 + SIGPIPE."""
 
@@ -97,7 +96,7 @@ class CommandGroup(Command, click.Group):
 
 def file_argument(*, required: bool = True) -> Callable[[F], F]:
     """The database FILE that a command reads, as `path`."""
-    return click.argument("path", metavar="FILE", required=required)
+    return click.argument("path", metavar="FILE" if required else "[FILE]", required=required)
 
 
 source_argument = click.argument("source", metavar="SOURCE")
@@ -186,11 +185,18 @@ def _is_named(name: str, message: str) -> bool:
     return os.path.abspath(name) in message or re.search(named, message) is not None
 
 
+def with_options(message: str) -> str:
+    """What a function says, with options of commands in the place of its arguments."""
+    message = message.replace("repair=True", "'durus client --repair'")
+    message = re.sub(r'allow=\["([^"]*)"\]', r"--allow \1", message)
+    return re.sub(r"\b(python2|readonly|renumber)=True", r"--\1", message)
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, DurusError) and error.strerror:
         names = [os.fsdecode(n) for n in (error.filename, error.filename2) if n is not None]
         return ": ".join([*names, error.strerror])
-    return str(error) or type(error).__name__
+    return with_options(str(error)) or type(error).__name__
 
 
 def _status_of(error: Exception) -> ExitStatus:
@@ -217,9 +223,6 @@ def run(command: click.Command, arguments: Sequence[str], name: str = "durus") -
         _flush()
     except BrokenPipeError:
         status = ExitStatus.OUTPUT_CLOSED
-    except KeyboardInterrupt:
-        note("interrupted")
-        status = ExitStatus.INTERRUPTED
     except SystemExit as ended:  # exit() in a console, or argparse
         status = _status_of_exit(ended)
     except CommandError as error:

@@ -26,7 +26,7 @@ __all__ = ["pack"]
 def pack(path: str | None, file: str | None, host: str, port: int, address: str | None) -> None:
     """Remove old revisions, and objects that cannot be reached from the root.
 
-    From FILE, which no server may have open, or, without FILE, from the database of a server.
+    From FILE, or, without FILE, from the database of a server.
     """
     if path is not None and file is not None:
         raise click.UsageError("FILE and --file name the same thing: give one of them")

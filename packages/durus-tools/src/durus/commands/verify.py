@@ -13,6 +13,7 @@ from durus.commands.manner import (
     echo_json,
     file_argument,
     json_option,
+    with_options,
 )
 from durus.commands.progress import ProgressBar
 from durus.error import CorruptionError
@@ -46,7 +47,7 @@ def verify(path: str, as_json: bool) -> ExitStatus:
                 found.append(finding)
             else:
                 progress.stop()
-                echo(f"{path}: {finding}")
+                echo(f"{path}: {with_options(str(finding))}")
     if as_json:
         echo_json(
             {
@@ -74,5 +75,5 @@ def _as_json(finding: Finding) -> dict[str, object]:
         "offset": finding.offset,
         "tid": finding.tid,
         "oid": None if finding.oid is None else int.from_bytes(finding.oid),
-        "problem": finding.problem,
+        "problem": with_options(finding.problem),
     }
