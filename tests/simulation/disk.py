@@ -74,7 +74,7 @@ class Inode:
                 for start, part in writes[: random.randrange(len(writes))]:
                     overwrite(self.synced, start, part)
         if random.random() < 0.25:
-            self.synced += bytes(len(self.content) - len(self.synced))
+            self.synced += bytes(max(0, len(self.content) - len(self.synced)))
         self.writes.clear()
         self.failures += 1
 

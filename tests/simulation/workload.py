@@ -205,7 +205,7 @@ class Client:
     def commit_group(self, transactions: Sequence[Transaction]) -> None:
         """Commit for several threads of the process, as a leader does; StorageError."""
         group = [PendingCommit(PreparedTransaction(t)) for t in transactions]
-        with self.storage._commits.exclude():
+        with self.storage._commits.leading:
             try:
                 self.storage._commit_group(group)
             except StorageError as error:

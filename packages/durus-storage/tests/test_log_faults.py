@@ -737,7 +737,7 @@ def test_each_of_a_group_is_told_truly_what_became_of_its_commit(
 def commit_together(bench: Bench, transactions: list[Transaction], step: int) -> list[bool | None]:
     """Commit in threads, as one group, in which a call fails: what each is told."""
     storage = bench.storage
-    with ThreadPoolExecutor(len(transactions)) as pool, storage._commits.exclude():
+    with ThreadPoolExecutor(len(transactions)) as pool, storage._commits.leading:
         told = [pool.submit(try_to_commit, storage, each) for each in transactions]
         while len(storage._commits._waiting) < len(transactions):
             time.sleep(0)

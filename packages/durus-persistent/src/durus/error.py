@@ -230,17 +230,25 @@ class UnsupportedFormatError(StorageOpenError):
 
 
 class CorruptionError(StorageError):
-    """Bytes of the file are damaged: `path`, `reason`; `offset` and `oid` when they are known."""
+    """Bytes of the file are damaged: `path`, `reason`; `offset`, `oid` and `tid` where known."""
 
     def __init__(
-        self, path: str | PathLike[str], offset: int | None, reason: str, oid: bytes | None = None
+        self,
+        path: str | PathLike[str],
+        offset: int | None,
+        reason: str,
+        oid: bytes | None = None,
+        tid: int | None = None,
     ) -> None:
         self.path = fspath(path)
         self.offset = offset
         self.oid = oid
+        self.tid = tid
         self.reason = reason
         where = f"{self.path}: damaged" + ("" if offset is None else f" at offset {offset}")
-        whose = "" if oid is None else f" (oid {format_oid(oid)})"
+        known = [] if oid is None else [f"oid {format_oid(oid)}"]
+        known += [] if tid is None else [f"tid {tid}"]
+        whose = f" ({', '.join(known)})" if known else ""
         super().__init__(f"{where}{whose}: {reason}")
 
 

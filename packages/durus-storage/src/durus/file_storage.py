@@ -21,7 +21,6 @@ from os import PathLike
 from typing import Any, Literal, Self, cast
 
 from durus.error import (
-    ConflictError,
     DurusKeyError,
     HistoryUnavailableError,
     StorageClosedError,
@@ -33,6 +32,7 @@ from durus.group_commit import GroupCommit, PendingCommit
 from durus.growing_log import GrowingLog
 from durus.interfaces import (
     NO_TID,
+    OID_LIMIT,
     ROOT_OID,
     CommitResult,
     CommittedTransaction,
@@ -164,6 +164,8 @@ class FileStorage(ClassicCalls):
         """
         if durability not in ("full", "none"):
             raise ValueError(f"durability is 'full' or 'none', not {durability!r}")
+        if not lock_timeout_s >= 0:
+            raise ValueError(f"lock_timeout_s is a number of seconds, not {lock_timeout_s!r}")
         self._durable = durability == "full"
         self._system = OperatingSystem() if system is None else system
         if filename is None:
@@ -231,7 +233,7 @@ class FileStorage(ClassicCalls):
 
     def close(self) -> None:
         """Close the file; open snapshots end, too.  A temporary file is removed."""
-        with self._commits.exclude():
+        with self._commits.leading:
             self._shared.checkpoint(at_least=_CLOSE_CHECKPOINT_SIZE)
             self._shared.close()
         if hasattr(self, "_remove"):
@@ -242,11 +244,7 @@ class FileStorage(ClassicCalls):
     def _catch_up(self) -> GrowingLog:
         """The log, with what others have committed."""
         log = self._shared.catch_up()
-        if log.has_pending:
-            with self._commits.exclude_now() as is_alone:
-                if is_alone:
-                    return self._shared.adopt_tail()
-        return log
+        return self._shared.adopt_tail() if log.has_pending else log
 
     def snapshot(self, at: Tid | None = None) -> Snapshot:
         log = self._catch_up()
@@ -297,7 +295,7 @@ class FileStorage(ClassicCalls):
             log: Log = self._catch_up()
         else:
             failure = "the end of the log could not be settled"
-            with self._commits.exclude(), self._shared.locked(failure) as settled:
+            with self._commits.leading, self._shared.locked(failure) as settled:
                 log = settled
         return next((head.tid for head in log.walk_back() if head.id == transaction_id), None)
 
@@ -327,22 +325,17 @@ class FileStorage(ClassicCalls):
         self._shared.checkpoint()
         with self._shared.locked("the transaction was not committed") as log:
             batch = Batch(log)
-            results = []
             for pending in group:
                 try:
-                    results.append((pending, batch.add(pending.prepared)))
-                except (ConflictError, StorageError) as error:
+                    pending.result = batch.add(pending.prepared)
+                    pending.batch = batch
+                except Exception as error:  # its own; the others are none the worse for it
                     pending.error = error
-            if not results:
+            if not batch.transactions:
                 return
-            try:
-                sync_s = log.append(batch, durable=self._durable)
-            finally:
-                if batch.is_appended:
-                    for pending, result in results:
-                        pending.result = result
+            sync_s = log.append(batch, durable=self._durable)
         log.show(batch)
-        self._shared.statistics.note_group(len(results), sync_s)
+        self._shared.statistics.note_group(len(batch.transactions), sync_s)
 
     def reserve_oids(self, count: int) -> Sequence[Oid]:
         if count < 1:
@@ -353,8 +346,10 @@ class FileStorage(ClassicCalls):
 
     def _reserve(self, count: int) -> range:
         failure = "no oids could be reserved"
-        with self._commits.exclude(), self._shared.locked(failure) as log:
+        with self._commits.leading, self._shared.locked(failure) as log:
             first = log.next_oid
+            if first + count > OID_LIMIT:
+                raise StorageError(f"{log.path}: there are no {count} more oids")
             log.append_reservation(first + count)
             return range(first, first + count)
 
@@ -368,7 +363,7 @@ class FileStorage(ClassicCalls):
         else waits meanwhile.  After an error, as far as anybody sees, nothing has changed.
         """
         failure = "the file could not be packed"
-        with self._commits.exclude(), self._shared.locked(failure) as log:
+        with self._commits.leading, self._shared.locked(failure) as log:
             if log.find_slot(ROOT_OID):
                 self._pack(log)
 

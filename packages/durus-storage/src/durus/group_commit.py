@@ -5,14 +5,12 @@ comes while it syncs waits for the next group.  Invariant: when `commit` returns
 transaction is in no queue any more, and what is said of it is final.
 """
 
-import contextlib
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from durus.error import CommitOutcomeUnknownError, StorageError, StorageLockedError
 from durus.interfaces import CommitResult
-from durus.log_batch import PreparedTransaction
+from durus.log_batch import Batch, PreparedTransaction
 
 __all__ = ["GroupCommit", "PendingCommit"]
 
@@ -22,12 +20,19 @@ class PendingCommit:
 
     def __init__(self, prepared: PreparedTransaction) -> None:
         self.prepared = prepared
+        self.batch: Batch | None = None
+        """With what it is committed, if it is."""
         self.result: CommitResult | None = None
-        self.error: BaseException | None = None
+        """What its committer will be told when the batch is appended."""
+        self.error: Exception | None = None
+
+    @property
+    def is_committed(self) -> bool:
+        return self.batch is not None and self.batch.is_appended
 
     @property
     def is_settled(self) -> bool:
-        return self.result is not None or self.error is not None
+        return self.error is not None or self.is_committed
 
 
 class GroupCommit:
@@ -39,43 +44,29 @@ class GroupCommit:
 
     def __init__(self, commit_group: Callable[[list[PendingCommit]], None]) -> None:
         self._commit_group = commit_group
-        self._waiting: deque[PendingCommit] = deque()
-        self._leading = threading.Lock()
-
-    @contextlib.contextmanager
-    def exclude(self) -> Iterator[None]:
-        """Nobody commits meanwhile."""
-        with self._leading:
-            yield
-
-    @contextlib.contextmanager
-    def exclude_now(self) -> Iterator[bool]:
-        """Nobody commits meanwhile, if nobody does now: yields whether that is so."""
-        is_excluded = self._leading.acquire(blocking=False)
-        try:
-            yield is_excluded
-        finally:
-            if is_excluded:
-                self._leading.release()
+        self._waiting: list[PendingCommit] = []
+        self.leading = threading.Lock()
+        """Who has it may append to the log; others wait."""
 
     def commit(self, prepared: PreparedTransaction) -> CommitResult:
         """Wait until the transaction is committed; what `Storage.commit` raises."""
         pending = PendingCommit(prepared)
-        self._waiting.append(pending)
         is_leader = False
         try:
-            with self._leading:
+            self._waiting.append(pending)
+            with self.leading:
                 if not pending.is_settled:
                     is_leader = True
                     self._lead(pending)
         except BaseException as error:
+            was_waiting = self._take_back(pending)
             if pending.error is not None and isinstance(error, StorageError):
                 raise pending.error from error  # it was refused before the others failed
             id = prepared.transaction.id
             if isinstance(error, CommitOutcomeUnknownError):
                 raise CommitOutcomeUnknownError(id, error.reason) from error
             # An interrupt: of the leader when all is done, or of who was waiting for another one.
-            if pending.result is not None or not (is_leader or self._is_withdrawn(pending)):
+            if pending.is_committed or not (is_leader or was_waiting):
                 raise CommitOutcomeUnknownError(id, "the thread was interrupted") from error
             raise
         if pending.error is not None:
@@ -83,8 +74,8 @@ class GroupCommit:
         assert pending.result is not None
         return pending.result
 
-    def _is_withdrawn(self, pending: PendingCommit) -> bool:
-        """Take a transaction back, after an interrupt: whether no leader had taken it."""
+    def _take_back(self, pending: PendingCommit) -> bool:
+        """Let nobody commit it any more; whether that was in time."""
         try:
             self._waiting.remove(pending)
         except ValueError:
@@ -92,10 +83,14 @@ class GroupCommit:
         return True
 
     def _lead(self, mine: PendingCommit) -> None:
-        group: list[PendingCommit] = []
+        # An interrupt may leave here what is settled, or take from here what is not: everybody who
+        # waits looks for himself when he has the lock.
+        group = [pending for pending in self._waiting[:] if not pending.is_settled]
+        if mine not in group:
+            group.append(mine)
+        for pending in group:
+            self._take_back(pending)
         try:
-            while self._waiting:
-                group.append(self._waiting.popleft())
             self._commit_group(group)
         except BaseException as error:
             for pending in group:

@@ -147,18 +147,25 @@ class GrowingLog(Log):
         mark = encode_mark(self.header.file_id, Mark(end, tid, 0 if durable else NOT_SYNCED))
         monotonic = self.file.system.monotonic
         sync_s = 0.0
+        is_syncing = False
         try:
             self.file.append(content)
             if durable:
                 before = monotonic()
+                is_syncing = True
                 self.file.sync()  # before the mark: none must read what a power cut could take
+                is_syncing = False
                 sync_s = monotonic() - before
             self.file.append(mark)
             batch.is_appended = True
         except BaseException as error:
             if batch.is_appended:
                 raise
-            if not self._withdraw(batch.transactions[0].end):
+            try:
+                is_known = self._withdraw(batch.transactions[0].end, is_whole=not is_syncing)
+            except BaseException:  # an interrupt, again
+                is_known = False
+            if not is_known:
                 raise CommitOutcomeUnknownError(None, str(error)) from error
             if isinstance(error, OSError):
                 raise StorageError(
@@ -179,14 +186,16 @@ class GrowingLog(Log):
                 self._tail = Tail([], end, end)
                 self.file.extend_map(end)
 
-    def _withdraw(self, end: int) -> bool:
+    def _withdraw(self, end: int, *, is_whole: bool) -> bool:
         """After a failure: make sure that what was appended is not committed.
 
-        end: where the first of the transactions was to end.  False when it is not certain.
+        end: where the first of the transactions was to end.  is_whole: whether no sync has failed,
+        so that what is there may also be marked.  False when it is not certain.
         """
         # A failed sync may have lost everything since the last visible transaction, so all of it is
         # sealed, and its bytes are not synced once more as if nothing had happened.
         self._refused = refused = self._visible_end
+        is_sealed = False
         with contextlib.suppress(OSError, StorageError):
             size = self.file.status().size
             if size < end:
@@ -196,8 +205,11 @@ class GrowingLog(Log):
             if self._visible_end != refused:
                 return False  # its mark was written after all
             self._append_void(refused, size)
+            is_sealed = True
             self.file.sync()
             self._refused = None
             self.catch_up()
             return True
+        if is_whole and not is_sealed:
+            self._refused = None  # others may be reading it already: who comes next marks it
         return False  # nor is the void durable, if there is one: it is appended again

@@ -13,7 +13,7 @@ from typing import Final
 from durus.error import StorageError
 from durus.file_system import System
 from durus.growing_log import GrowingLog
-from durus.index_file import IndexFile
+from durus.index_file import IndexDamagedError, IndexFile
 from durus.interfaces import Oid
 from durus.log import Log, Unindexed
 
@@ -30,12 +30,10 @@ def index_path(path: str) -> str:
 
 
 def open_index(system: System, path: str, *, writable: bool) -> IndexFile | None:
-    """The index file of a log, if there is one that can be read."""
+    """The index file of a log, if there is one that can be used."""
     with contextlib.suppress(OSError, StorageError):
-        try:
+        if system.path_status(index_path(path)).is_regular:
             return IndexFile.open(system, index_path(path), writable=writable)
-        except PermissionError:
-            return IndexFile.open(system, index_path(path), writable=False)
     return None
 
 
@@ -64,6 +62,8 @@ def write_checkpoint(log: GrowingLog) -> None:
             return
         try:
             _update(log, index, state)
+        except IndexDamagedError:
+            index = _make(log, state)
         finally:
             index.unlock()
     log.use_index(index)

@@ -1,6 +1,6 @@
 """The index of a log, in a file beside it: where the newest revision of each object is.
 
-`docs/index-format.md` has its bytes.  It is a tree of pages of 4 KiB: 511 numbers and a checksum.
+`docs/index-file.md` has its bytes.  It is a tree of pages of 4 KiB: 511 numbers and a checksum.
 In the pages of level 0 the numbers are offsets of record slots, above they are numbers of pages;
 an oid, as a number to base 511, is the way from the root to its slot.  So pages exist only where
 there are objects, and what one update costs depends on what has changed alone.

@@ -235,7 +235,8 @@ class Log(LogReader):
             entry = self.read_entry(position, size)
             if isinstance(entry, Mark) and not entry.synced:
                 torn = self._find_torn(pending, entry.tid)
-                if torn is not None:  # a power cut took a part of what had never been synced
+                if torn is not None and not self._is_proved_whole(torn, entry.end, size):
+                    # A power cut took a part of what had never been synced.
                     position = torn
                     pending = [t for t in pending if t.offset < torn]
                     entry = None
@@ -285,6 +286,15 @@ class Log(LogReader):
         self.unindexed += 1 + head.record_count
         # Last: snapshots are taken at it.
         self._settled = _Settled(head.end, head.end, head.tid, head.offset, head.id, is_marked)
+
+    def _is_proved_whole(self, offset: int, after: int, size: int) -> bool:
+        """Whether a synced mark from `after` on says that what is at `offset` was whole once."""
+        for entry in self.search(after, size):
+            if isinstance(entry, Void) and entry.start <= offset:
+                return False  # what comes after it says so of itself alone
+            if isinstance(entry, Mark) and entry.synced:
+                return True
+        return False
 
     def _find_torn(self, pending: list[LoggedTransaction], tid: Tid) -> int | None:
         """Where the first of the transactions up to `tid` is that is not whole."""
@@ -362,7 +372,7 @@ class Log(LogReader):
         while slot:
             start, head = self.read_slot(slot, oid)
             if head.tid <= at:
-                yield Revision(head.tid, self.read_record(slot, start, oid).record)
+                yield Revision(head.tid, self.read_record(slot, start, oid, head.tid).record)
             slot = self.find_previous_slot(head, slot, oid)
 
     def find_slot(self, oid: Oid) -> int:
@@ -397,7 +407,7 @@ class Log(LogReader):
         """The slot before this one of `oid`, which belongs to a transaction; 0: there is none."""
         previous = self.read_transaction(head).find_previous(oid)
         if previous is None or previous >= slot:
-            raise self.corrupt(head.offset, "the directory has no previous revision", oid)
+            raise self.corrupt(head.offset, "the directory has no previous revision", oid, head.tid)
         return previous
 
     def continues(self, before: "Log") -> bool:

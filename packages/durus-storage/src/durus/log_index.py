@@ -5,6 +5,8 @@ transactions for the conflict check; its invariant: what it answers is complete,
 """
 
 import heapq
+import itertools
+import threading
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -145,27 +147,43 @@ class RecentChanges:
         self.newest = since
         """All up to this one are here, or not wanted."""
         self._weight = 0
+        self._lock = threading.Lock()
+
+    def copy(self) -> "RecentChanges":
+        """Another one, which knows the same."""
+        copy = RecentChanges(self._since)
+        with self._lock:
+            copy._transactions = self._transactions.copy()
+            copy._since = self._since
+            copy.newest = self.newest
+            copy._weight = self._weight
+        return copy
 
     def add(self, transaction: LoggedTransaction) -> None:
         """Remember the transaction, unless it is here already (a packed file tells it again)."""
-        if transaction.tid <= self.newest:
-            return
-        self.newest = transaction.tid
-        self._transactions.append(transaction)
-        self._weight += 1 + transaction.head.record_count
-        while self._weight > CHANGES_MAX:
-            oldest = self._transactions.popleft()
-            self._since = oldest.tid
-            self._weight -= 1 + oldest.head.record_count
+        with self._lock:
+            if transaction.tid <= self.newest:
+                return
+            self.newest = transaction.tid
+            self._transactions.append(transaction)
+            self._weight += 1 + transaction.head.record_count
+            while self._weight > CHANGES_MAX:
+                oldest = self._transactions.popleft()
+                self._since = oldest.tid
+                self._weight -= 1 + oldest.head.record_count
 
     def find(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
         """The oids written by transactions with since < tid <= until, if all these are known."""
-        if since < self._since:
-            return None
+        with self._lock:
+            if since < self._since:
+                return None
+            transactions = list(
+                itertools.takewhile(
+                    lambda transaction: transaction.tid > since, reversed(self._transactions)
+                )
+            )
         changed: set[Oid] = set()
-        for transaction in reversed(self._transactions):
-            if transaction.tid <= since:
-                break
+        for transaction in transactions:
             if transaction.tid <= until:
                 changed.update(transaction.oids)
         return frozenset(changed)

@@ -11,6 +11,7 @@ import secrets
 import time
 from typing import Final
 
+from durus.appearing import appearing_at, explain_creation_failure
 from durus.error import (
     CorruptionError,
     NotADatabaseError,
@@ -110,7 +111,7 @@ def make_missing_file(system: System, path: str) -> None:
         try:
             status = system.path_status(path)
         except FileNotFoundError:
-            _make_file(system, path, replace=False)
+            _make_file(system, os.path.realpath(path))
             return
         if status.is_regular and not status.size:
             _fill_empty_file(system, path)
@@ -126,33 +127,33 @@ def _fill_empty_file(system: System, path: str) -> None:
     with hold_lock(file, _LOCK_TIMEOUT_S):
         status = file.status()
         if not status.size and system.path_status(path).identity == status.identity:
-            _make_file(system, os.path.realpath(path), replace=True)
+            path = os.path.realpath(path)
+            aside = f"{path}-{secrets.token_hex(8)}.new"
+            try:
+                _write_header(system, aside)
+                system.rename(aside, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    system.unlink(aside)
+                raise
+            system.sync_directory(os.path.dirname(path))
 
 
-def _make_file(system: System, path: str, *, replace: bool) -> None:
-    folder = os.path.dirname(path)
-    aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
+def _make_file(system: System, path: str) -> None:
+    try:
+        # Of several processes one is first.
+        with contextlib.suppress(FileExistsError), appearing_at(system, path) as aside:
+            _write_header(system, aside)
+    except OSError as error:
+        raise explain_creation_failure(path, error) from error
+
+
+def _write_header(system: System, path: str) -> None:
     header = FileHeader(
         database_id=secrets.token_bytes(16),
         file_id=secrets.token_bytes(16),
         created_ns=time.time_ns(),
     )
-    try:
-        file = LogFile(system, aside, system.create(aside))
-        try:
-            file.append(encode_file_header(header))
-            file.sync()
-            if replace:
-                system.rename(aside, path)
-            else:
-                with contextlib.suppress(FileExistsError):  # another process was first
-                    system.link(aside, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                system.unlink(aside)
-        system.sync_directory(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            reason = f"the directory {folder} does not exist"
-        raise StorageOpenError(path, f"cannot be made: {reason}", error.errno) from error
+    file = LogFile(system, path, system.create(path))
+    file.append(encode_file_header(header))
+    file.sync()

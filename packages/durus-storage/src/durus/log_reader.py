@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from durus.error import CorruptionError, UnsupportedFormatError
-from durus.interfaces import Oid, Revision
+from durus.interfaces import Oid, Revision, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
     FIXED_SIZE,
@@ -63,8 +63,10 @@ class LogReader:
     def path(self) -> str:
         return self.file.path
 
-    def corrupt(self, offset: int, reason: str, oid: Oid | None = None) -> CorruptionError:
-        return CorruptionError(self.path, offset, reason, oid)
+    def corrupt(
+        self, offset: int, reason: str, oid: Oid | None = None, tid: Tid | None = None
+    ) -> CorruptionError:
+        return CorruptionError(self.path, offset, reason, oid, tid)
 
     # Entries
 
@@ -113,7 +115,9 @@ class LogReader:
             return last
         transaction = self._read_rest(head)
         if transaction is None:
-            raise self.corrupt(head.offset, "the directory of the transaction is damaged")
+            raise self.corrupt(
+                head.offset, "the directory of the transaction is damaged", tid=head.tid
+            )
         self._last_read = transaction
         return transaction
 
@@ -179,13 +183,13 @@ class LogReader:
     def read_revision(self, slot: int, oid: Oid) -> Revision:
         """The revision of `oid` in a record slot; CorruptionError, UnsupportedFormatError."""
         start, head = self.read_slot(slot, oid)
-        return Revision(head.tid, self.read_record(slot, start, oid).record)
+        return Revision(head.tid, self.read_record(slot, start, oid, head.tid).record)
 
     def copy_record(self, slot: int, oid: Oid) -> bytes:
         """The bytes of a record as they stand in the file, checked."""
-        start, _ = self.read_slot(slot, oid)
+        start, head = self.read_slot(slot, oid)
         content = self._read_record_bytes(slot, start)
-        self._decode_record(slot, content, oid)
+        self._decode_record(slot, content, oid, head.tid)
         return content
 
     def read_slot(self, slot: int, oid: Oid) -> tuple[bytes, TransactionHead]:
@@ -200,8 +204,8 @@ class LogReader:
                     return start, head
         raise self.corrupt(slot, "the record slot belongs to no transaction", oid)
 
-    def read_record(self, slot: int, start: bytes, oid: Oid) -> LoggedRecord:
-        return self._decode_record(slot, self._read_record_bytes(slot, start), oid)
+    def read_record(self, slot: int, start: bytes, oid: Oid, tid: Tid) -> LoggedRecord:
+        return self._decode_record(slot, self._read_record_bytes(slot, start), oid, tid)
 
     def _read_record_bytes(self, slot: int, start: bytes) -> bytes:
         size = measure_record(start[SLOT_HEAD_SIZE:])
@@ -211,12 +215,12 @@ class LogReader:
             content = self.file.read(slot + SLOT_HEAD_SIZE, size)
         return content
 
-    def _decode_record(self, slot: int, content: bytes, oid: Oid) -> LoggedRecord:
+    def _decode_record(self, slot: int, content: bytes, oid: Oid, tid: Tid) -> LoggedRecord:
         stored = decode_record(content)
         if stored is None:
-            raise self.corrupt(slot, "the checksum of the record is wrong", oid)
+            raise self.corrupt(slot, "the checksum of the record is wrong", oid, tid)
         if stored.oid != oid:
-            raise self.corrupt(slot, "the record of another object is there", oid)
+            raise self.corrupt(slot, "the record of another object is there", oid, tid)
         if stored.codec or stored.kind:
             why = f"codec {stored.codec}, kind {stored.kind}"
             raise self._needs_newer_release("record", slot, why)

@@ -20,12 +20,19 @@ from durus.error import (
 )
 from durus.file_system import FileStatus, System
 from durus.growing_log import GrowingLog
-from durus.index_checkpoint import CHECKPOINT_SIZE, open_index, renew_index, write_checkpoint
+from durus.index_checkpoint import (
+    CHECKPOINT_SIZE,
+    index_path,
+    open_index,
+    renew_index,
+    write_checkpoint,
+)
 from durus.interfaces import NO_TID, Tid
 from durus.log import Log
 from durus.log_index import RecentChanges
 from durus.log_lock import obtain_lock
 from durus.log_open import explain_failure, open_log_file
+from durus.open_file import OpenFile
 
 __all__ = ["CommitStatistics", "SharedLog"]
 
@@ -178,14 +185,12 @@ class SharedLog:
             log.catch_up(status.size)
         if log.unindexed > 2 * self._next_checkpoint and self._use_index:
             renew_index(log)
-            self._next_checkpoint += log.unindexed // 2  # not much if that was of use
+            # Soon again if that was of use, and else ever later.
+            self._next_checkpoint = CHECKPOINT_SIZE + log.unindexed // 2
         return log
 
     def adopt_tail(self) -> GrowingLog:
-        """The same, with what a crash has left whole but unmarked, if nobody is committing.
-
-        The caller excludes other threads.
-        """
+        """The same, with what a crash has left whole but unmarked, if nobody is committing."""
         with self._lock, self._saying("cannot be read"):
             log, status = self._look()
             tail = log.catch_up(status.size)
@@ -214,7 +219,7 @@ class SharedLog:
     def _follow(self, log: GrowingLog) -> GrowingLog:
         """The log that is now in the place of this one: another process has packed it."""
         log.catch_up()  # what changed in it up to its end
-        packed = self._open(log.recent)
+        packed = self._open(log.recent.copy())  # it may not be what became of this log
         if packed.header.database_id != log.header.database_id or not packed.continues(log):
             if packed.keeps_lock:
                 packed.file.unlock()
@@ -226,14 +231,19 @@ class SharedLog:
 
     def _adopt(self, log: GrowingLog) -> None:
         if log.keeps_lock:
+            if self._adopted is not None:
+                return  # what is there may be what another thread is just committing
             log.adopt_tail()
         else:
+            # Not with the descriptor that other threads lock: it would be unlocked under them.
+            fd = self._system.open(self.path, writable=False)
+            probe = OpenFile(self._system, self.path, fd)
+            if probe.status().identity != log.identity or not probe.lock(shared=True):
+                return
             try:
-                if not log.file.lock(shared=True):
-                    return
                 log.adopt_tail()
             finally:
-                log.file.unlock()
+                probe.unlock()
         self._adopted = log, log.catch_up().size
 
     # Appending
@@ -249,14 +259,14 @@ class SharedLog:
         log = self.current()
         try:
             with self._saying(failure):
-                while not self._is_locked_and_ready(log):
+                while not self._lock_and_settle(log):
                     log = self._unlock_and_follow(log)
                 yield log
         finally:
             self._unlock(log)
 
-    def _is_locked_and_ready(self, log: GrowingLog) -> bool:
-        """Lock a log; False if it is not the current one any more."""
+    def _lock_and_settle(self, log: GrowingLog) -> bool:
+        """Lock a log, and make it ready; False if it is not the current one any more."""
         if not log.keeps_lock:
             self.statistics.note_lock_wait(obtain_lock(log.file, self._lock_timeout_s))
         status = self._path_status()
@@ -279,7 +289,8 @@ class SharedLog:
     def _sync_directory(self, log: Log) -> None:
         if self._directory_synced is not log:
             # Else a power cut could take the file's name away, and all commits with it.
-            self._system.sync_directory(os.path.dirname(os.path.realpath(self.path)))
+            with contextlib.suppress(PermissionError):  # of who may not list it, no name depends
+                self._system.sync_directory(os.path.dirname(os.path.realpath(self.path)))
             self._directory_synced = log
 
     def replace(self, packed: GrowingLog) -> None:
@@ -287,6 +298,8 @@ class SharedLog:
         with self._lock:
             self._log = packed
         self._sync_directory(packed)
+        with contextlib.suppress(OSError):
+            self._system.unlink(index_path(self.path))  # it is that of the old one
         self._next_checkpoint = CHECKPOINT_SIZE
 
     def checkpoint(self, *, at_least: int | None = None) -> None:
@@ -299,7 +312,8 @@ class SharedLog:
             return
         if log.unindexed >= (self._next_checkpoint if at_least is None else at_least):
             with contextlib.suppress(OSError, StorageError):
-                write_checkpoint(log)
+                if self._path_status().identity == log.identity:  # else the index is another one's
+                    write_checkpoint(log)
             self._next_checkpoint = log.unindexed + CHECKPOINT_SIZE
 
     @contextlib.contextmanager
