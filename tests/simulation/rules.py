@@ -79,13 +79,13 @@ def visible_without_a_mark(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_look_at_the_path_after_locking(patch: pytest.MonkeyPatch) -> None:
-    def is_locked_and_ready(shared: SharedLog, log: GrowingLog) -> bool:
+    def lock_and_settle(shared: SharedLog, log: GrowingLog) -> bool:
         obtain_lock(log.file, 1e6)
         log.settle_tail()
         shared._sync_directory(log)
         return True
 
-    patch.setattr(SharedLog, "_is_locked_and_ready", is_locked_and_ready)
+    patch.setattr(SharedLog, "_lock_and_settle", lock_and_settle)
 
 
 def no_look_at_the_path_at_boundaries(patch: pytest.MonkeyPatch) -> None:
@@ -166,14 +166,8 @@ def readers_adopt_what_is_not_durable(patch: pytest.MonkeyPatch) -> None:
 
 
 def readers_adopt_while_somebody_commits(patch: pytest.MonkeyPatch) -> None:
-    adopt = SharedLog._adopt
-
     def adopt_without_lock(shared: SharedLog, log: GrowingLog) -> None:
-        log.keeps_lock = True
-        try:
-            adopt(shared, log)
-        finally:
-            log.keeps_lock = False
+        log.adopt_tail()
 
     patch.setattr(SharedLog, "_adopt", adopt_without_lock)
 
@@ -296,7 +290,7 @@ def an_index_is_updated_with_less_than_it_lacks(patch: pytest.MonkeyPatch) -> No
 
 
 def a_failed_sync_is_tried_again(patch: pytest.MonkeyPatch) -> None:
-    def withdraw(log: GrowingLog, end: int) -> bool:
+    def withdraw(log: GrowingLog, end: int, *, is_whole: bool) -> bool:
         return True
 
     patch.setattr(GrowingLog, "_withdraw", withdraw)

@@ -74,6 +74,7 @@ else:
 
 P = TypeVar("P", bound=PersistentObject)
 
+_OPENED_AGAIN_MAX: Final = 100
 _PICKLED_AGAIN_MAX: Final = 10
 
 __all__ = [
@@ -466,7 +467,7 @@ class Connection(ConnectionBase, Generic[R]):
             raise TypeError(
                 f"root_class must be a subclass of PersistentObject, not {root_class!r}"
             )
-        root = self.get(ROOT_OID)
+        root = self._get_root()
         if root is None:
             if self._storage.readonly:
                 raise ReadOnlyError(f"{self.storage} is empty, and open read-only: it has no root")
@@ -478,13 +479,22 @@ class Connection(ConnectionBase, Generic[R]):
             except WriteConflictError:  # somebody else has just made one
                 self._spare_oids = [oid for oid in self._spare_oids if oid != ROOT_OID]
                 self._begin()
-            root = self.get(ROOT_OID)
+            root = self._get_root()
         if cls is not None and type(root) is not cls:
             raise WrongClassError(
                 f"the root of {self.storage} is a {type(root).__module__}."
                 f"{type(root).__qualname__}, not a {cls.__module__}.{cls.__qualname__}"
             )
         return root
+
+    def _get_root(self) -> PersistentObject | None:
+        """The root, though others may be committing it: nothing was read yet that could conflict."""
+        for _ in range(_OPENED_AGAIN_MAX):
+            try:
+                return self.get(ROOT_OID)
+            except ReadConflictError:  # of a storage without snapshots
+                self._begin()
+        return self.get(ROOT_OID)
 
 
 def _nothing_happened(error: BaseException, created: list[Oid]) -> bool:
