@@ -378,3 +378,36 @@ def test_everything_works_with_a_map_and_without(
     if isinstance(system, CountsMaps):
         assert system.maps > 0
     assert list(verify_file(str(path))) == []
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_timeout_that_is_none_is_refused(path: Path, timeout: float) -> None:
+    with pytest.raises(ValueError, match="lock_timeout_s is a number of seconds"):
+        FileStorage(path, lock_timeout_s=timeout)
+    assert not path.exists()
+
+
+def test_a_link_to_nothing_becomes_one_to_a_database(path: Path) -> None:
+    path.symlink_to("elsewhere.durus")
+    with closing(FileStorage(path)) as storage:
+        create(storage, 1)
+    assert path.is_symlink()
+    with closing(FileStorage(path.with_name("elsewhere.durus"), readonly=True)) as storage:
+        assert storage.tid
+
+
+def test_what_is_no_regular_file_is_no_index(path: Path, oid: Oid) -> None:
+    os.unlink(index_path(str(path)))
+    os.mkfifo(index_path(str(path)))
+    with closing(FileStorage(path)) as storage:
+        assert value(storage, oid) == 0
+
+
+def test_a_folder_that_may_not_be_listed_keeps_nobody_from_committing(path: Path) -> None:
+    class Unlisted(OperatingSystem):
+        def sync_directory(self, path: str) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    FileStorage(path).close()
+    with closing(FileStorage(path, system=Unlisted())) as storage:
+        create(storage, 1)

@@ -1,5 +1,6 @@
 """Group commit: what the threads that share one sync are told; levels of durability."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -20,7 +21,7 @@ from durus.error import (
     WriteConflictError,
 )
 from durus.file_storage import FileStorage
-from durus.file_system import OperatingSystem
+from durus.file_system import FileStatus, OperatingSystem
 from durus.interfaces import CommitResult, Oid
 from durus.log_file import LogFile
 from durus.log_format import Mark
@@ -369,3 +370,77 @@ def test_other_durabilities_are_refused(path: Path) -> None:
     with pytest.raises(ValueError, match="durability is 'full' or 'none', not 'some'"):
         FileStorage(path, durability="some")  # type: ignore[arg-type] # that is the test
     FileStorage(path).close()
+
+
+def test_who_is_interrupted_when_all_is_done_is_not_told_that_nothing_happened(path: Path) -> None:
+    class Interrupted(OperatingSystem):
+        is_armed = False
+
+        def unlock(self, fd: int) -> None:
+            super().unlock(fd)
+            if self.is_armed:
+                self.is_armed = False
+                raise KeyboardInterrupt
+
+    system = Interrupted()
+    with closing(FileStorage(path, system=system)) as storage:
+        (a,) = create(storage, 1)
+        transaction = make_transaction(storage.tid, {a: make_record("done")})
+        system.is_armed = True
+        with pytest.raises(CommitOutcomeUnknownError) as caught:
+            storage.commit(transaction)
+        assert caught.value.transaction_id == transaction.id
+        assert isinstance(caught.value.__cause__, KeyboardInterrupt)
+        assert storage.find(transaction.id) is not None
+        assert value(storage, a) == "done"
+
+
+def test_a_second_interrupt_leaves_the_outcome_open_and_says_so(path: Path) -> None:
+    class Interrupted(OperatingSystem):
+        is_armed = False
+
+        def sync(self, fd: int) -> None:
+            if self.is_armed:
+                raise KeyboardInterrupt
+
+        def status(self, fd: int) -> FileStatus:
+            if self.is_armed:
+                raise KeyboardInterrupt
+            return super().status(fd)
+
+    system = Interrupted()
+    with closing(FileStorage(path, system=system)) as storage:
+        (a,) = create(storage, 1)
+        transaction = make_transaction(storage.tid, {a: make_record("done")})
+        system.is_armed = True
+        with pytest.raises(CommitOutcomeUnknownError):
+            storage.commit(transaction)
+        system.is_armed = False
+        committed = storage.find(transaction.id) is not None
+        assert value(storage, a) == ("done" if committed else 0)
+
+
+def test_what_another_process_reads_of_an_unmarked_commit_is_not_taken_back(path: Path) -> None:
+    class FullDisk(OperatingSystem):
+        appends_left = 1000
+
+        def append(self, fd: int, content: bytes | memoryview) -> int:
+            self.appends_left -= 1
+            if self.appends_left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().append(fd, content)
+
+    system = FullDisk()
+    with closing(FileStorage(path, system=system)) as storage, closing(FileStorage(path)) as other:
+        (a,) = create(storage, 1)
+        transaction = make_transaction(storage.tid, {a: make_record("durable")})
+        system.appends_left = 1  # the transaction, but not its mark, nor a void
+        before = path.stat().st_size
+        with pytest.raises(CommitOutcomeUnknownError):
+            storage.commit(transaction)
+        assert path.stat().st_size > before
+        assert value(other, a) == "durable"
+        system.appends_left = 1000
+        assert storage.find(transaction.id) is not None
+        commit(storage, {a: make_record("next")})
+        assert value(other, a) == "next"

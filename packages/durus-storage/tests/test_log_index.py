@@ -1,4 +1,4 @@
-"""`LogIndex` against a dict: whatever the oids are, and while another thread adds some."""
+"""`LogIndex` against a dict, whatever the oids are; what threads see while others add some."""
 
 import sys
 import threading
@@ -10,8 +10,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durus.interfaces import Oid
-from durus.log_index import LogIndex
+from durus.interfaces import NO_TID, Oid, Tid
+from durus.log_format import LoggedTransaction, encode_transaction
+from durus.log_index import LogIndex, RecentChanges
 
 dense = st.integers(0, 600)
 sparse = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 40).map(lambda n: n * 256 + 7))
@@ -106,3 +107,35 @@ def test_at_no_moment_is_anything_missing_to_a_reader() -> None:
     finally:
         sys.settrace(before)
     assert len(added) == 100
+
+
+def logged(tid: int) -> LoggedTransaction:
+    oid = oid_of(tid)
+    transaction, _ = encode_transaction(
+        bytes(16), 500, tid=Tid(tid), time_ns=0, id=tid, next_oid=0, records=[(oid, 0, b"record")]
+    )
+    return transaction
+
+
+def test_recent_changes_are_found_while_another_thread_adds_some() -> None:
+    recent = RecentChanges(NO_TID)
+    transactions = [logged(tid) for tid in range(1, 5001)]
+
+    def add_all() -> None:
+        for transaction in transactions:
+            recent.add(transaction)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    writer = threading.Thread(target=add_all)
+    try:
+        writer.start()
+        while writer.is_alive():
+            newest = recent.newest
+            found = recent.find(NO_TID, newest)
+            assert found is not None
+            assert len(found) == newest
+    finally:
+        writer.join()
+        sys.setswitchinterval(interval)
+    assert recent.find(NO_TID, recent.newest) == frozenset(map(oid_of, range(1, 5001)))
