@@ -14,6 +14,8 @@ import time
 from collections.abc import Sized
 from typing import Final, Literal, NamedTuple, Protocol
 
+from durus import _guard as _guard
+
 __all__ = ["FileMap", "FileStatus", "LockHolder", "OperatingSystem", "System"]
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
