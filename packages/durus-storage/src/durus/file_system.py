@@ -14,7 +14,7 @@ import time
 from collections.abc import Sized
 from typing import Final, Literal, NamedTuple, Protocol
 
-from durus import _guard as _guard
+import durus.logger  # noqa: F401 (it guards against Durus 4.x)
 
 __all__ = ["FileMap", "FileStatus", "LockHolder", "OperatingSystem", "System"]
 

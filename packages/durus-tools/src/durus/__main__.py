@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from durus import _guard as _guard
+import durus.logger  # noqa: F401 (it guards against Durus 4.x)
 
 TYPE_CHECKING = False  # that of `typing`, which takes a while to import
 if TYPE_CHECKING:
