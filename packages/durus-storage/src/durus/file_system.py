@@ -14,7 +14,7 @@ import time
 from collections.abc import Sized
 from typing import Final, Literal, NamedTuple, Protocol
 
-import durus.logger  # noqa: F401 (it guards against Durus 4.x)
+import durus.error  # noqa: F401 (it guards against Durus 4.x)
 
 __all__ = ["FileMap", "FileStatus", "LockHolder", "OperatingSystem", "System"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-import durus.logger  # noqa: F401 (it guards against Durus 4.x)
+import durus.error  # noqa: F401 (it guards against Durus 4.x)
 
 TYPE_CHECKING = False  # that of `typing`, which takes a while to import
 if TYPE_CHECKING:
