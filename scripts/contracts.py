@@ -63,6 +63,8 @@ def find_violations(graph: ImportGraph, distributions: Mapping[str, Distribution
                         f"not require {' or '.join(sorted(providers)) or 'what provides it'}"
                     )
             for line, imported, name in _find_private_imports(path.read_text(encoding="utf-8")):
+                if name == "_guard":  # it is there for every module, and imports nothing
+                    continue
                 owner = owners.get(f"{imported}.{name}") or owners.get(imported)
                 if owner not in (None, distribution):
                     yield f"{module} (line {line}) imports {name or imported}, which is private"

@@ -488,7 +488,7 @@ class Connection(ConnectionBase, Generic[R]):
         return root
 
     def _get_root(self) -> PersistentObject | None:
-        """The root, though others may be committing it: nothing was read yet that could conflict."""
+        """The root, though others may be committing it: nothing that was read could conflict."""
         for _ in range(_OPENED_AGAIN_MAX):
             try:
                 return self.get(ROOT_OID)

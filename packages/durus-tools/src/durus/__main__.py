@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-import durus.error  # noqa: F401 (it guards against Durus 4.x)
+from durus import _guard as _guard
 
 TYPE_CHECKING = False  # that of `typing`, which takes a while to import
 if TYPE_CHECKING:
