@@ -7,7 +7,7 @@ wrong here may fail a commit; one process at a time updates an index file; a new
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from durus.error import StorageError
@@ -97,9 +97,8 @@ def _make(log: Log, state: Unindexed) -> IndexFile:
     aside = f"{path}-{secrets.token_hex(8)}.new"
     try:
         index = IndexFile.create(system, aside, log.file.status().mode, log.header.file_id)
-        entries: Iterable[tuple[int, int]] = _all_entries(log, state)
         index.update(
-            entries,
+            _all_entries(log, state),
             state.until,
             next_oid=state.next_oid,
             features_read_only=state.features_read_only,

@@ -130,26 +130,21 @@ class IndexFile(OpenFile):
     def create(cls, system: System, path: str, mode: int, file_id: bytes) -> Self:
         """A new one, which covers nothing; OSError."""
         empty = IndexHeader(file_id, Anchor(), Anchor(), next_oid=0, features_read_only=0)
-        fd = system.create(path, mode)
-        try:
-            content = encode_header(empty)
-            while content:
-                content = content[system.append(fd, content) :]
-        finally:
-            system.close(fd)
+        OpenFile(system, path, system.create(path, mode)).append(encode_header(empty))
         return cls.open(system, path, writable=True)
 
     def _read_header(self) -> IndexHeader:
         for attempt in range(_ATTEMPTS):
-            header = decode_header(self._read_whole_page(0))
+            header = decode_header(self._read_doubtfully(0, PAGE_SIZE))
             if header is not None:
                 return header
             self._wait(attempt)
         raise IndexDamagedError(f"{self.path}: the header of the index is damaged")
 
-    def _read_whole_page(self, page: int) -> bytes:
+    def _read_doubtfully(self, offset: int, size: int) -> bytes:
+        """As `read`; what cannot be read is damage."""
         try:
-            return self.read(page * PAGE_SIZE, PAGE_SIZE)
+            return self.read(offset, size)
         except StorageError as error:
             raise IndexDamagedError(f"the index cannot be used: {error}") from error
 
@@ -158,7 +153,7 @@ class IndexFile(OpenFile):
 
         After a page was read: what is copied first is the header.
         """
-        start = self._read_whole_page(0)[: _HEADER.size]
+        start = self._read_doubtfully(0, _HEADER.size)
         if len(start) == _HEADER.size:
             covered = Anchor(*_HEADER.unpack(start)[8:12])
             if start[16:32] == self.header.file_id and covered >= self.header.covers:
@@ -175,7 +170,7 @@ class IndexFile(OpenFile):
         if content is not None:
             return content
         for attempt in range(_ATTEMPTS):
-            content = self._read_whole_page(page)
+            content = self._read_doubtfully(page * PAGE_SIZE, PAGE_SIZE)
             if content[-_CHECK.size :] == self._check(page, level, memoryview(content)):
                 break
             self._wait(attempt)

@@ -130,11 +130,11 @@ class Log(LogReader):
 
     def _begin_with(self, index: IndexFile) -> bool:
         """Take what an index covers for visible; False when it is not of this log as it is now."""
-        if not self.accepts(index):
+        visible_end = self._find_visible_end(index)
+        if not visible_end:
             return False
         header = index.header
         covers = header.covers
-        visible_end = self._find_anchor(covers)
         self._settled = _Settled(
             covers.end, visible_end, covers.tid, covers.offset, covers.transaction_id, True
         )
@@ -147,14 +147,19 @@ class Log(LogReader):
 
     def accepts(self, index: IndexFile) -> bool:
         """Whether an index is of this log, as it is now, and nothing wrong was found in it."""
+        return self._find_visible_end(index) != 0
+
+    def _find_visible_end(self, index: IndexFile) -> int:
+        """The end of the last transaction that an index covers, or 0 if it is not accepted."""
         header = index.header
-        return (
-            index.identity != self._doubted_index
-            and header.file_id == self.header.file_id
-            and header.covers.tid != NO_TID
-            and self._find_anchor(header.covers) != 0
-            and self._find_anchor(header.until) != 0
-        )
+        if index.identity == self._doubted_index or header.file_id != self.header.file_id:
+            return 0
+        if header.covers.tid == NO_TID:
+            return 0
+        visible_end = self._find_anchor(header.covers)
+        if header.until != header.covers and not self._find_anchor(header.until):
+            return 0
+        return visible_end
 
     def _find_anchor(self, anchor: Anchor) -> int:
         """The end of the transaction that an index names, or 0 when it is not visible here.

@@ -46,12 +46,6 @@ class LogFile(OpenFile):
             except (OSError, ValueError, OverflowError):
                 self._use_map = False
 
-    def append(self, content: bytes) -> None:
-        """Append all of `content`; after an OSError a part of it may be there."""
-        written = self.system.append(self._fd, content)
-        while written < len(content):
-            written += self.system.append(self._fd, memoryview(content)[written:])
-
     def network_file_system(self) -> str | None:
         """The name of the network file system that it is on; None: on a local one."""
         return self.system.network_file_system(self._fd)

@@ -80,6 +80,12 @@ class OpenFile:
             got += len(part)
         return b"".join(parts)
 
+    def append(self, content: bytes) -> None:
+        """Append all of `content`; after an OSError a part of it may be there."""
+        written = self.system.append(self._fd, content)
+        while written < len(content):
+            written += self.system.append(self._fd, memoryview(content)[written:])
+
     def sync(self) -> None:
         self.system.sync(self._fd)
 
