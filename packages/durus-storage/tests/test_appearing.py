@@ -1,13 +1,14 @@
 """Files that are made aside appear under their names, and replace nothing."""
 
 import errno
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from durus.appearing import appearing_at, explain_creation_failure, link_is_impossible
+from durus.appearing import appearing_at, explain_creation_failure, link_is_impossible, replacing
 from durus.file_system import OperatingSystem
 
 
@@ -33,6 +34,7 @@ class WithoutLinks(OperatingSystem):
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
+    gc.collect()  # what earlier tests have left is closed now, and not in the middle of this one
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     yield tmp_path / "file"
     assert not before or len(os.listdir("/proc/self/fd")) == before
@@ -130,3 +132,22 @@ def test_a_failure_names_the_folder_that_is_missing(tmp_path: Path) -> None:
     full = explain_creation_failure(str(path), OSError(errno.ENOSPC, "No space left on device"))
     assert str(full) == f"{path}: cannot be made: No space left on device"
     assert not link_is_impossible(full)
+
+
+def test_a_file_takes_the_place_of_another_when_it_is_complete(
+    system: OperatingSystem, path: Path
+) -> None:
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with replacing(system, str(path)) as aside:
+            Path(aside).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert files(path) == {"file": b"old"}
+    with replacing(system, str(path)) as aside:
+        Path(aside).write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert files(path) == {"file": b"new"}

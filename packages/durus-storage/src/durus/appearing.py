@@ -1,7 +1,7 @@
 """Files that are made aside and then appear under their names, complete or not at all.
 
 For whoever makes a database file.  Invariant: *nothing that is there is ever replaced*, whoever
-makes a file of the same name at the same time.
+makes a file of the same name at the same time, unless that is what `replacing` is asked for.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Final
 from durus.error import StorageOpenError
 from durus.file_system import System
 
-__all__ = ["appearing_at", "explain_creation_failure", "link_is_impossible"]
+__all__ = ["appearing_at", "explain_creation_failure", "link_is_impossible", "replacing"]
 
 _NO_LINKS: Final = frozenset([errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
 
@@ -42,6 +42,23 @@ def appearing_at(system: System, path: str) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError):
             system.unlink(aside)
     system.sync_directory(folder)
+
+
+@contextlib.contextmanager
+def replacing(system: System, path: str) -> Iterator[str]:
+    """Yields a name beside `path`, to make a file at; at the end that takes the place of `path`.
+
+    It must be synced by then; its name is not durable on return.  Raises OSError.  After an error
+    nothing has changed.
+    """
+    aside = f"{path}-{secrets.token_hex(8)}.new"
+    try:
+        yield aside
+        system.rename(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            system.unlink(aside)
+        raise
 
 
 def link_is_impossible(error: OSError) -> bool:

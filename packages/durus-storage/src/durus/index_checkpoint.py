@@ -6,10 +6,10 @@ wrong here may fail a commit; one process at a time updates an index file; a new
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from typing import Final
 
+from durus.appearing import replacing
 from durus.error import StorageError
 from durus.file_system import System
 from durus.growing_log import GrowingLog
@@ -93,10 +93,9 @@ def _all_entries(log: Log, state: Unindexed) -> Iterator[tuple[int, int]]:
 
 def _make(log: Log, state: Unindexed) -> IndexFile:
     system = log.file.system
-    path = index_path(log.path)
-    aside = f"{path}-{secrets.token_hex(8)}.new"
-    try:
-        index = IndexFile.create(system, aside, log.file.status().mode, log.header.file_id)
+    mode = log.file.status().mode
+    with replacing(system, index_path(log.path)) as aside:
+        index = IndexFile.create(system, aside, mode, log.header.file_id)
         index.update(
             _all_entries(log, state),
             state.until,
@@ -105,9 +104,4 @@ def _make(log: Log, state: Unindexed) -> IndexFile:
             sync=False,
         )
         index.sync()
-        system.rename(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            system.unlink(aside)
-        raise
     return index

@@ -11,7 +11,7 @@ import secrets
 import time
 from typing import Final
 
-from durus.appearing import appearing_at, explain_creation_failure
+from durus.appearing import appearing_at, explain_creation_failure, replacing
 from durus.error import (
     CorruptionError,
     NotADatabaseError,
@@ -128,14 +128,8 @@ def _fill_empty_file(system: System, path: str) -> None:
         status = file.status()
         if not status.size and system.path_status(path).identity == status.identity:
             path = os.path.realpath(path)
-            aside = f"{path}-{secrets.token_hex(8)}.new"
-            try:
+            with replacing(system, path) as aside:
                 _write_header(system, aside)
-                system.rename(aside, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    system.unlink(aside)
-                raise
             system.sync_directory(os.path.dirname(path))
 
 

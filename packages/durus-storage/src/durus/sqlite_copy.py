@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from durus.appearing import appearing_at, explain_creation_failure
 from durus.error import StorageError, StorageOpenError
 from durus.file_format import StoredDatabase, StoredTransaction
 from durus.file_system import OperatingSystem
@@ -92,11 +93,10 @@ def write_sqlite(path: str, database: StoredDatabase, *, target: str | None = No
 def _making(path: str) -> Iterator[None]:
     try:
         yield
+    except StorageError:
+        raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            reason = f"the directory {os.path.dirname(path)} does not exist"
-        raise StorageOpenError(path, f"cannot be made: {reason}", error.errno) from error
+        raise explain_creation_failure(path, error) from error
 
 
 def _write(path: str, database: StoredDatabase) -> None:
@@ -165,14 +165,10 @@ def make_missing_sqlite_file(path: str) -> None:
                 f"{path}{suffix} belongs to a database that was here, and would spoil a new one: "
                 "put the database back, or remove that file",
             )
-    folder = os.path.dirname(path)
-    aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
-    system = OperatingSystem()
-    write_sqlite(aside, StoredDatabase(transactions=()), target=path)
-    with _making(path):
-        try:
-            with contextlib.suppress(FileExistsError):  # another process was first: its is used
-                system.link(aside, path)
-        finally:
-            system.unlink(aside)
-        system.sync_directory(folder)
+    # Another process may be first: then its is used.
+    with (
+        _making(path),
+        contextlib.suppress(FileExistsError),
+        appearing_at(OperatingSystem(), path) as aside,
+    ):
+        write_sqlite(aside, StoredDatabase(transactions=()), target=path)
