@@ -143,27 +143,13 @@ def test_an_index_that_was_damaged_between_openings_changes_no_answer(
     database.check_all()
 
 
+@pytest.mark.parametrize("put_back", [put, overwrite])
 def test_an_index_that_was_replaced_while_it_was_in_use_changes_no_answer(
-    database: Database, damage: bytes
+    database: Database, damage: bytes, put_back: Callable[[Path, bytes], None]
 ) -> None:
     with closing(FileStorage(database.path)) as storage, closing(storage.snapshot()) as snapshot:
         snapshot.load(database.oids[0])
-        put(database.index, damage)
-        database.check(storage)
-        for number in range(3):
-            database.write(storage, f"after {number}", database.oids[number :: 2 + number])
-            database.check(storage)
-        with closing(FileStorage(database.path)) as other:
-            database.check(other)
-    database.check_all()
-
-
-def test_an_index_that_was_overwritten_while_it_was_in_use_changes_no_answer(
-    database: Database, damage: bytes
-) -> None:
-    with closing(FileStorage(database.path)) as storage, closing(storage.snapshot()) as snapshot:
-        snapshot.load(database.oids[0])
-        overwrite(database.index, damage)
+        put_back(database.index, damage)
         database.check(storage)
         for number in range(3):
             database.write(storage, f"after {number}", database.oids[number :: 2 + number])

@@ -6,7 +6,7 @@ wrong here may fail a commit; one process at a time updates an index file; a new
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from durus.appearing import replacing
@@ -73,12 +73,20 @@ def _update(log: Log, index: IndexFile, state: Unindexed) -> None:
     index.renew()
     covered = index.header.covers.end
     if covered < state.until.end:
-        index.update(
-            state.entries if 0 < state.since <= covered else _all_entries(log, state),
-            state.until,
-            next_oid=state.next_oid,
-            features_read_only=state.features_read_only,
-        )
+        is_enough = 0 < state.since <= covered
+        _cover(index, state.entries if is_enough else _all_entries(log, state), state)
+
+
+def _cover(
+    index: IndexFile, entries: Iterable[tuple[int, int]], state: Unindexed, *, sync: bool = True
+) -> None:
+    index.update(
+        entries,
+        state.until,
+        next_oid=state.next_oid,
+        features_read_only=state.features_read_only,
+        sync=sync,
+    )
 
 
 def _all_entries(log: Log, state: Unindexed) -> Iterator[tuple[int, int]]:
@@ -96,12 +104,6 @@ def _make(log: Log, state: Unindexed) -> IndexFile:
     mode = log.file.status().mode
     with replacing(system, index_path(log.path)) as aside:
         index = IndexFile.create(system, aside, mode, log.header.file_id)
-        index.update(
-            _all_entries(log, state),
-            state.until,
-            next_oid=state.next_oid,
-            features_read_only=state.features_read_only,
-            sync=False,
-        )
+        _cover(index, _all_entries(log, state), state, sync=False)
         index.sync()
     return index

@@ -239,11 +239,10 @@ class Log(LogReader):
         while position < size:
             entry = self.read_entry(position, size)
             if isinstance(entry, Mark) and not entry.synced:
-                torn = self._find_torn(pending, entry.tid)
-                if torn is not None and not self._is_proved_whole(torn, entry.end, size):
-                    # A power cut took a part of what had never been synced.
-                    position = torn
-                    pending = [t for t in pending if t.offset < torn]
+                torn = self.find_torn(pending, entry, size)
+                if torn is not None:
+                    position = torn.offset
+                    pending = [t for t in pending if t.offset < position]
                     entry = None
             entry = entry or self._find_seal(position, size, pending)
             match entry:
@@ -291,22 +290,6 @@ class Log(LogReader):
         self.unindexed += 1 + head.record_count
         # Last: snapshots are taken at it.
         self._settled = _Settled(head.end, head.end, head.tid, head.offset, head.id, is_marked)
-
-    def _is_proved_whole(self, offset: int, after: int, size: int) -> bool:
-        """Whether a synced mark from `after` on says that what is at `offset` was whole once."""
-        for entry in self.search(after, size):
-            if isinstance(entry, Void) and entry.start <= offset:
-                return False  # what comes after it says so of itself alone
-            if isinstance(entry, Mark) and entry.synced:
-                return True
-        return False
-
-    def _find_torn(self, pending: list[LoggedTransaction], tid: Tid) -> int | None:
-        """Where the first of the transactions up to `tid` is that is not whole."""
-        for transaction in pending:
-            if transaction.tid <= tid and not self.is_whole(transaction):
-                return transaction.offset
-        return None
 
     def _find_seal(self, offset: int, size: int, pending: list[LoggedTransaction]) -> Void | None:
         """The void that seals what begins at `offset`, where no valid entry is.

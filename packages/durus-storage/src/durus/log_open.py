@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from durus.appearing import appearing_at, explain_creation_failure, replacing
@@ -32,7 +33,7 @@ from durus.log_format import (
 )
 from durus.log_lock import hold_lock
 
-__all__ = ["explain_failure", "make_missing_file", "open_log_file", "read_file_header"]
+__all__ = ["explain_failure", "make_missing_file", "open_log_file", "read_file_header", "saying"]
 
 _LOCK_TIMEOUT_S: Final = 10.0
 
@@ -77,6 +78,17 @@ def read_file_header(file: LogFile) -> FileHeader:
 def explain_failure(path: str, error: OSError) -> StorageOpenError:
     reason = error.strerror or str(error)
     return StorageOpenError(path, f"cannot be opened: {reason}", error.errno)
+
+
+@contextlib.contextmanager
+def saying(failure: str) -> Iterator[None]:
+    """What the operating system refuses in here is a StorageError: `failure`, and the reason."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{failure}: {error}") from error
 
 
 def open_log_file(system: System, path: str, *, readonly: bool, use_map: bool = False) -> LogFile:

@@ -241,6 +241,28 @@ class LogReader:
             slot += len(content)
         return slot == transaction.end - TRAILER_SIZE
 
+    def find_torn(
+        self, transactions: Sequence[LoggedTransaction], mark: Mark, limit: int
+    ) -> LoggedTransaction | None:
+        """The first of the transactions before an unsynced mark that a power cut has torn.
+
+        It is not whole, and was never synced: a synced mark for it, or a later one, and before a
+        void that seals it, would prove that it was whole once, and is damaged.
+        """
+        for transaction in transactions:
+            if transaction.tid <= mark.tid and not self.is_whole(transaction):
+                return None if self._was_synced(transaction, mark.end, limit) else transaction
+        return None
+
+    def _was_synced(self, transaction: LoggedTransaction, offset: int, limit: int) -> bool:
+        for entry in self.search(offset, limit):
+            if isinstance(entry, Void):
+                if entry.start <= transaction.offset:
+                    return False
+            elif entry.synced and entry.tid >= transaction.tid:
+                return True
+        return False
+
     def names(self, slot: int, oid: Oid) -> bool:
         """Whether the record in this slot, which may be anything, is one of `oid`."""
         start = self.file.read(slot, SLOT_HEAD_SIZE + RECORD_HEAD_SIZE)

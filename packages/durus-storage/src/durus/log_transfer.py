@@ -20,7 +20,7 @@ from durus.interfaces import OID_LIMIT, Oid, Record, Tid
 from durus.log import Log
 from durus.log_file import LogFile
 from durus.log_format import FileHeader, LoggedTransaction, encode_record
-from durus.log_open import explain_failure, open_log_file
+from durus.log_open import explain_failure, open_log_file, saying
 from durus.log_pack import read_transactions
 from durus.log_writer import LogWriter
 
@@ -119,16 +119,6 @@ def write_log(path: str, database: StoredDatabase, system: System | None = None)
         raise
 
 
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(f"{path} cannot be written: {error}") from error
-
-
 def _write_all(file: LogFile, database: StoredDatabase) -> None:
     transactions = iter(database.transactions)
     base = next(transactions, StoredTransaction(records=()))
@@ -146,7 +136,7 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
         horizon=horizon,
         next_oid=database.next_oid,
     )
-    with _writing(file.path):
+    with saying(f"{file.path} cannot be written"):
         writer = LogWriter(file, header)
     next_oid = 0
 
@@ -154,7 +144,7 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
         nonlocal next_oid
         if records:
             next_oid = max(next_oid, int.from_bytes(records[-1][0]) + 1)
-        with _writing(file.path):
+        with saying(f"{file.path} cannot be written"):
             writer.append(
                 tid=tid,
                 time_ns=transaction.time_ns,
@@ -176,7 +166,7 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
         append(transaction, tid, sorted(dict(_encode(transaction.records)).items()))
     if writer.tid < horizon:  # else nobody could begin a transaction that is not older
         append(StoredTransaction(records=()), horizon, [])
-    with _writing(file.path):
+    with saying(f"{file.path} cannot be written"):
         writer.finish()
         file.system.sync_directory(os.path.dirname(file.path))
 

@@ -70,7 +70,11 @@ class _Walk:
         while position < self.size:
             entry = self.log.read_entry(position, self.size)
             if isinstance(entry, Mark) and not entry.synced:
-                position, entry = self._pass_torn(position, entry)
+                torn = self.log.find_torn(self.pending, entry, self.size)
+                if torn is not None:
+                    position = torn.offset
+                    self.pending = [t for t in self.pending if t.offset < position]
+                    entry = None
             if entry is None:
                 entry = self._find_end_of_gap(position)
                 if entry is None:
@@ -102,29 +106,6 @@ class _Walk:
         content = self.log.file.read(position, FIXED_SIZE)
         head = decode_entry_head(self.log.header.file_id, position, content)
         return head.tid if isinstance(head, TransactionHead) else None
-
-    def _pass_torn(self, position: int, mark: Mark) -> tuple[int, Mark | None]:
-        """Go back from an unsynced mark to a transaction that is not whole, if it was never synced.
-
-        That is unfinished.  But if a synced mark follows, it was whole once, and is damaged.
-        """
-        for index, transaction in enumerate(self.pending):
-            if transaction.tid <= mark.tid and not self.log.is_whole(transaction):
-                if self._was_synced(transaction, position):
-                    break
-                del self.pending[index:]
-                return transaction.offset, None
-        return position, mark
-
-    def _was_synced(self, transaction: LoggedTransaction, position: int) -> bool:
-        """Whether a synced mark for a transaction comes after `position`, before a void for it."""
-        for entry in self.log.search(position, self.size):
-            if isinstance(entry, Void):
-                if entry.start <= transaction.offset:
-                    return False
-            elif entry.synced and entry.tid >= transaction.tid:
-                return True
-        return False
 
     @property
     def _last_tid(self) -> Tid:

@@ -31,7 +31,7 @@ from durus.interfaces import NO_TID, Tid
 from durus.log import Log
 from durus.log_index import RecentChanges
 from durus.log_lock import obtain_lock
-from durus.log_open import explain_failure, open_log_file
+from durus.log_open import explain_failure, open_log_file, saying
 from durus.open_file import OpenFile
 
 __all__ = ["CommitStatistics", "SharedLog"]
@@ -180,7 +180,7 @@ class SharedLog:
 
     def catch_up(self) -> GrowingLog:
         """The log with all that others have committed; DatabaseReplacedError, StorageError."""
-        with self._lock, self._saying("cannot be read"):
+        with self._lock, saying(f"{self.path}: cannot be read"):
             log, status = self._look()
             log.catch_up(status.size)
         if log.unindexed > 2 * self._next_checkpoint and self._use_index:
@@ -191,7 +191,7 @@ class SharedLog:
 
     def adopt_tail(self) -> GrowingLog:
         """The same, with what a crash has left whole but unmarked, if nobody is committing."""
-        with self._lock, self._saying("cannot be read"):
+        with self._lock, saying(f"{self.path}: cannot be read"):
             log, status = self._look()
             tail = log.catch_up(status.size)
             if tail.pending and self._adopted != (log, tail.size):
@@ -258,7 +258,7 @@ class SharedLog:
         self.check_writable()
         log = self.current()
         try:
-            with self._saying(failure):
+            with saying(f"{self.path}: {failure}"):
                 while not self._lock_and_settle(log):
                     log = self._unlock_and_follow(log)
                 yield log
@@ -315,13 +315,3 @@ class SharedLog:
                 if self._path_status().identity == log.identity:  # else the index is another one's
                     write_checkpoint(log)
             self._next_checkpoint = log.unindexed + CHECKPOINT_SIZE
-
-    @contextlib.contextmanager
-    def _saying(self, failure: str) -> Iterator[None]:
-        """What the operating system refuses in here is a StorageError."""
-        try:
-            yield
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(f"{self.path}: {failure}: {error}") from error
