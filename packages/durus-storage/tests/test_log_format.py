@@ -21,16 +21,15 @@ from durus.log_format import (
     Void,
     decode_entry_head,
     decode_file_header,
-    decode_record,
     decode_trailer,
     decode_transaction,
     encode_file_header,
     encode_mark,
-    encode_record,
     encode_reservation,
     encode_transaction,
     encode_void,
 )
+from durus.log_record import decode_record, encode_record
 
 FILE_ID = bytes(range(16))
 

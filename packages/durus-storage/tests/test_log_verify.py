@@ -15,9 +15,9 @@ from durus.log_format import (
     Mark,
     encode_file_header,
     encode_mark,
-    encode_record,
     encode_transaction,
 )
+from durus.log_record import encode_record
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record
 

@@ -8,8 +8,9 @@ from durus.file_system import OperatingSystem
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log import Log
 from durus.log_file import LogFile
-from durus.log_format import MARK_SIZE, FileHeader, encode_record
+from durus.log_format import MARK_SIZE, FileHeader
 from durus.log_index import LogIndex
+from durus.log_record import encode_record
 from durus.log_verify import verify_file
 from durus.log_writer import LogWriter
 from durus.testing.storage_contract import make_record, value_of

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from durus.error import DanglingReferenceError, WriteConflictError
 from durus.interfaces import CHANGES_MAX, CommitResult, Oid, Tid, Transaction, check_created
 from durus.log import Log
-from durus.log_format import LoggedTransaction, encode_record, encode_transaction
+from durus.log_format import LoggedTransaction, encode_transaction
+from durus.log_record import encode_record
 from durus.record import split_oids
 
 __all__ = ["Batch", "PreparedTransaction", "find_changes"]

@@ -1,4 +1,6 @@
-"""The bytes of a log file: encoding and decoding, without any input or output.
+"""The bytes of a log file: encoding and decoding its entries, without any input or output.
+
+`log_record` has those of the records in them.
 
 `docs/format.md` says why everything is as it is, and is enough to read a file without this module.
 All numbers are big-endian; `crc` is zlib.crc32; rows are 8 bytes.
@@ -55,8 +57,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from durus.error import StorageError, UnstorableError
-from durus.interfaces import NO_TID, Oid, Record, Tid
+from durus.error import StorageError
+from durus.interfaces import NO_TID, Oid, Tid
+from durus.log_record import SLOT_HEAD_SIZE
 
 __all__ = [
     "END_TAG",
@@ -68,9 +71,7 @@ __all__ = [
     "MARK_SIZE",
     "MARK_TAG",
     "NOT_SYNCED",
-    "RECORD_HEAD_SIZE",
     "RESERVATION_SIZE",
-    "SLOT_HEAD_SIZE",
     "TRAILER_SIZE",
     "TRANSACTION_SIZE_MAX",
     "UNKNOWN_MARK_FLAGS",
@@ -79,26 +80,21 @@ __all__ = [
     "VOID_TAG",
     "Entry",
     "FileHeader",
-    "LoggedRecord",
     "LoggedTransaction",
     "Mark",
     "Reservation",
     "TransactionHead",
     "Void",
-    "decode_distance",
     "decode_entry_head",
     "decode_file_header",
-    "decode_record",
     "decode_trailer",
     "decode_transaction",
     "encode_file_header",
     "encode_mark",
-    "encode_record",
     "encode_reservation",
     "encode_transaction",
     "encode_void",
     "find_displaced_mark",
-    "measure_record",
 ]
 
 MAGIC: Final = b"\x89DUR\r\n\x1a\n"
@@ -125,9 +121,6 @@ FLAGS_READ_ONLY: Final = 0xFF00
 
 _DISPLACEMENT_MAX: Final = 1024
 """If no more bytes than this were inserted or lost, the marks after them are recognised."""
-_KIND_REMOVED: Final = 1
-_CODEC_OF_ALL: Final = 128
-"""From this codec on all that follows the record's head is one block."""
 
 _FILE_HEADER = struct.Struct(">8sII16s16sQQQQQQ4sI")
 _TRANSACTION = struct.Struct(">4sIQQqQQIIIIII")
@@ -135,8 +128,6 @@ _MARK = struct.Struct(">4sIQQQQ4s")
 _SEAL = struct.Struct(">4sIQQQ4s")  # a void or a reservation
 _TRAILER = struct.Struct(">Q4s")
 _DIRECTORY_ENTRY = struct.Struct(">QQI")
-_DISTANCE = struct.Struct(">I")
-_RECORD = struct.Struct(">IQBBHII")
 
 FILE_HEADER_SIZE: Final = _FILE_HEADER.size
 FIXED_SIZE: Final = _TRANSACTION.size
@@ -145,10 +136,7 @@ MARK_SIZE: Final = _MARK.size
 VOID_SIZE: Final = _SEAL.size
 RESERVATION_SIZE: Final = _SEAL.size
 TRAILER_SIZE: Final = _TRAILER.size
-SLOT_HEAD_SIZE: Final = _DISTANCE.size
-RECORD_HEAD_SIZE: Final = _RECORD.size
 
-CLASS_PICKLE_SIZE_MAX: Final = 0xFFFF
 TRANSACTION_SIZE_MAX: Final = 0xFFFF_FFFF
 
 
@@ -526,69 +514,3 @@ def decode_trailer(content: bytes) -> int | None:
         return None
     size, tag = _TRAILER.unpack(content)
     return size if tag == END_TAG else None
-
-
-class LoggedRecord(NamedTuple):
-    """A record with what the file says of it."""
-
-    oid: Oid
-    codec: int
-    kind: int
-    record: Record
-
-
-def encode_record(oid: Oid, record: Record) -> bytes:
-    """The record as it is stored, good at any place; UnstorableError when it is too large."""
-    number = int.from_bytes(oid)
-    class_pickle, state, refs = record
-    if len(class_pickle) > CLASS_PICKLE_SIZE_MAX or len(state) > TRANSACTION_SIZE_MAX:
-        raise UnstorableError(
-            f"the object with oid {number} is too large: its class pickle has {len(class_pickle)} "
-            f"bytes ({CLASS_PICKLE_SIZE_MAX} at most), its state {len(state)} bytes "
-            f"({TRANSACTION_SIZE_MAX} at most)"
-        )
-    if len(oid) != 8 or len(refs) % 8:
-        raise ValueError(f"an oid has 8 bytes: oid {oid!r}, {len(refs)} bytes of references")
-    head = _RECORD.pack(0, number, 0, 0, len(class_pickle), len(refs) // 8, len(state))
-    content = b"".join([head[4:], class_pickle, refs, state])
-    if not (class_pickle or refs or state):
-        raise ValueError(f"the record of oid {number} is empty, as only that of a removed one is")
-    return zlib.crc32(content).to_bytes(4) + content
-
-
-def measure_record(head: bytes) -> int | None:
-    """The size of the record that begins with `head`; None when it is cut off."""
-    if len(head) < RECORD_HEAD_SIZE:
-        return None
-    _, _, codec, _, class_size, ref_count, state_size = _RECORD.unpack_from(head)
-    size: int = RECORD_HEAD_SIZE + state_size
-    if codec < _CODEC_OF_ALL:
-        size += class_size + 8 * ref_count
-    return size
-
-
-def decode_record(content: bytes) -> LoggedRecord | None:
-    """The record that `content` is, to the byte; None when it is damaged.
-
-    What is stored is not decoded: of a codec that is not 0 the state, or (from 128 on) everything
-    as one block in the place of the state, is what it is.
-    """
-    if len(content) != measure_record(content):
-        return None
-    crc, _, codec, kind, class_size, ref_count, _ = _RECORD.unpack_from(content)
-    if crc != zlib.crc32(memoryview(content)[4:]):
-        return None
-    if (kind == _KIND_REMOVED) != (len(content) == RECORD_HEAD_SIZE):
-        return None  # the size in a directory tells a removal
-    if codec >= _CODEC_OF_ALL:
-        class_size = ref_count = 0
-    refs = RECORD_HEAD_SIZE + class_size
-    state = refs + 8 * ref_count
-    record = Record(content[RECORD_HEAD_SIZE:refs], content[state:], content[refs:state])
-    return LoggedRecord(Oid(content[4:12]), codec, kind, record)
-
-
-def decode_distance(content: bytes) -> int:
-    """How far the slot that begins with `content` is from the start of its transaction."""
-    distance: int = _DISTANCE.unpack_from(content)[0]
-    return distance

@@ -17,27 +17,29 @@ from durus.log_format import (
     FLAGS_REFUSE,
     MARK_SIZE,
     MARK_TAG,
-    RECORD_HEAD_SIZE,
-    SLOT_HEAD_SIZE,
     TRAILER_SIZE,
     UNKNOWN_MARK_FLAGS,
     VOID_SIZE,
     VOID_TAG,
     Entry,
-    LoggedRecord,
     LoggedTransaction,
     Mark,
     TransactionHead,
     Void,
-    decode_distance,
     decode_entry_head,
-    decode_record,
     decode_trailer,
     decode_transaction,
     find_displaced_mark,
-    measure_record,
 )
 from durus.log_open import read_file_header
+from durus.log_record import (
+    RECORD_HEAD_SIZE,
+    SLOT_HEAD_SIZE,
+    LoggedRecord,
+    decode_distance,
+    decode_record,
+    measure_record,
+)
 
 __all__ = ["LogReader"]
 

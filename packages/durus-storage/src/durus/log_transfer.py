@@ -19,9 +19,10 @@ from durus.growing_log import GrowingLog
 from durus.interfaces import OID_LIMIT, Oid, Record, Tid
 from durus.log import Log
 from durus.log_file import LogFile
-from durus.log_format import FileHeader, LoggedTransaction, encode_record
+from durus.log_format import FileHeader, LoggedTransaction
 from durus.log_open import explain_failure, open_log_file, saying
 from durus.log_pack import read_transactions
+from durus.log_record import encode_record
 from durus.log_writer import LogWriter
 
 __all__ = ["adopt_abandoned_tail", "read_log", "write_log"]

@@ -19,17 +19,19 @@ from durus.log import Log
 from durus.log_file import LogFile
 from durus.log_format import (
     FIXED_SIZE,
-    SLOT_HEAD_SIZE,
     TRAILER_SIZE,
     LoggedTransaction,
     Mark,
     TransactionHead,
     Void,
-    decode_distance,
     decode_entry_head,
-    decode_record,
 )
 from durus.log_index import LogIndex
+from durus.log_record import (
+    SLOT_HEAD_SIZE,
+    decode_distance,
+    decode_record,
+)
 from durus.record import split_oids
 
 __all__ = ["verify_file"]
