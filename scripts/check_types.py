@@ -16,11 +16,13 @@ def main(options: list[str]) -> int:
     """The worst exit status of the runs of mypy; all are run."""
     distributions = read_distributions().values()
     shared = [*(d.source for d in distributions), ROOT / "scripts", ROOT / "tests"]
-    shared += [ROOT / "examples", ROOT / "bench"]
+    shared += [ROOT / "examples", ROOT / "bench", ROOT / "conftest.py"]
     runs = [shared, *([distribution.folder / "tests"] for distribution in distributions)]
     worst = 0
     for run in runs:
-        paths = [path.relative_to(ROOT) for path in run if any(path.rglob("*.py"))]
+        paths = [
+            path.relative_to(ROOT) for path in run if path.is_file() or any(path.rglob("*.py"))
+        ]
         if paths:
             print("mypy", *paths, flush=True)
             command = [sys.executable, "-m", "mypy", *options, *map(str, paths)]

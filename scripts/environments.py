@@ -4,6 +4,7 @@ Used by `scripts.oldest_layers` and by the integration tests.  Nothing of the en
 runs them can be seen from inside, unless `lend_tools` is called.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CommandFailedError", "Environment", "make_environment", "run"]
+__all__ = ["CommandFailedError", "Environment", "find_environment", "make_environment", "run"]
 
 
 class CommandFailedError(Exception):
@@ -50,19 +51,38 @@ class Environment:
         borrowed = Path(place.strip(), "borrowed.pth")
         borrowed.write_text(sysconfig.get_path("purelib"), encoding="utf-8")
 
-    def import_error(self, module: str) -> str:
-        """The message of the ImportError that importing `module` raises, or ''."""
-        code = (
-            "import importlib\n"
-            f"try: importlib.import_module({module!r})\n"
-            "except ImportError as error: print(error)"
-        )
-        return self.run("-c", code).stdout.strip()
+    def import_errors(self, package: str, *modules: str) -> dict[str, str]:
+        """module -> message, of those that raise an ImportError when they are imported.
+
+        They are modules of one package, and each is imported as if it were the first of it.
+        """
+        return dict(json.loads(self.run("-c", _IMPORT, package, *modules).stdout))
+
+
+_IMPORT = """
+import importlib, json, sys
+_, package, *modules = sys.argv
+errors = {}
+for module in modules:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        errors[module] = str(error)
+    for name in list(sys.modules):
+        if name.partition(".")[0] == package:
+            del sys.modules[name]
+print(json.dumps(errors))
+"""
 
 
 def make_environment(folder: Path) -> Environment:
     """Make an environment without anything in it, not even pip."""
     venv.create(folder, symlinks=os.name != "nt")
+    return find_environment(folder)
+
+
+def find_environment(folder: Path) -> Environment:
+    """The environment that was made in a folder."""
     return Environment(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 
 

@@ -13,6 +13,7 @@ from bench.budget import Span, split, sum_up
 from bench.report import format_contest, summarise
 from bench.runner import Contest, Contestant, run_benchmark
 from bench.workloads import combine_rates
+from tests.shared import Shared
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -23,14 +24,19 @@ def run_bench(*options: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+def quick_run(shared: Shared) -> tuple[str, dict[str, Any]]:
     """What a quick run without peers has printed, and its JSON."""
-    folder = tmp_path_factory.mktemp("bench")
-    path = folder / "report.json"
-    finished = run_bench("--quick", "--no-peers", "--folder", folder, "--json", path)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert [left.name for left in folder.iterdir()] == ["report.json"]
-    return finished.stdout, json.loads(path.read_text(encoding="utf-8"))
+
+    def fill(folder: Path) -> None:
+        report = folder / "report.json"
+        finished = run_bench("--quick", "--no-peers", "--folder", folder, "--json", report)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        assert list(folder.iterdir()) == [report]
+        (folder / "printed").write_text(finished.stdout, encoding="utf-8")
+
+    folder = shared.make("bench", fill)
+    report = (folder / "report.json").read_text(encoding="utf-8")
+    return (folder / "printed").read_text(encoding="utf-8"), json.loads(report)
 
 
 def test_a_quick_run_measures_every_benchmark(quick_run: tuple[str, dict[str, Any]]) -> None:

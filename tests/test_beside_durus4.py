@@ -22,12 +22,6 @@ def uninstall_durus4_and_reinstall(environment: Environment, wheels: Path) -> No
     environment.install(wheels, *DISTRIBUTIONS, options=options)
 
 
-def find_import_errors(environment: Environment) -> dict[str, str]:
-    """module -> message, of those of our modules that cannot be imported."""
-    errors = {module: environment.import_error(module) for module in OURS}
-    return {module: error for module, error in errors.items() if error}
-
-
 def assert_names_the_remedy(error: str) -> None:
     assert "Durus 4.x is installed in the same environment" in error
     assert "pip uninstall -y durus" in error
@@ -62,7 +56,7 @@ def test_durus43_itself_works_when_it_is_alone(durus43_python: Path) -> None:
 def test_installed_over_durus4_every_module_names_the_remedy(
     ours_over_durus4: Environment,
 ) -> None:
-    errors = find_import_errors(ours_over_durus4)
+    errors = ours_over_durus4.import_errors("durus", *OURS)
     assert list(errors) == OURS
     for error in errors.values():
         assert_names_the_remedy(error)
@@ -72,17 +66,18 @@ def test_the_remedy_helps_when_ours_came_second(
     ours_over_durus4: Environment, wheels: Path
 ) -> None:
     uninstall_durus4_and_reinstall(ours_over_durus4, wheels)
-    assert find_import_errors(ours_over_durus4) == {}
+    assert ours_over_durus4.import_errors("durus", *OURS) == {}
 
 
 def test_under_durus4_our_own_modules_name_the_remedy(durus4_over_ours: Environment) -> None:
     # Modules of the same name are those of 4.3 now; only what it does not have is still ours.
-    assert_names_the_remedy(durus4_over_ours.import_error("durus.interfaces"))
+    (error,) = durus4_over_ours.import_errors("durus", "durus.interfaces").values()
+    assert_names_the_remedy(error)
 
 
 def test_the_remedy_helps_when_ours_came_first(durus4_over_ours: Environment, wheels: Path) -> None:
     uninstall_durus4_and_reinstall(durus4_over_ours, wheels)
-    assert find_import_errors(durus4_over_ours) == {}
+    assert durus4_over_ours.import_errors("durus", *OURS) == {}
 
 
 def test_uninstalling_durus4_without_reinstalling_breaks_ours(
@@ -93,4 +88,5 @@ def test_uninstalling_durus4_without_reinstalling_breaks_ours(
     environment.pip("install", "--no-index", durus43_wheel)
     environment.install(wheels, "durus-persistent")
     environment.pip("uninstall", "-y", "durus")
-    assert "durus.persistent" in environment.import_error("durus.persistent")
+    (error,) = environment.import_errors("durus", "durus.persistent").values()
+    assert "durus.persistent" in error

@@ -5,7 +5,6 @@ process of its own.  All pairs are tried, but for that of 4.3 with itself.
 """
 
 import resource
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from durus.client_storage import ClientStorage
 from durus.connection import Connection
 from durus.file_storage import FileStorage
 from durus.storage_server import SocketAddress, stop_durus, wait_for_server
+from tests.ports import find_free_port
 
 WAIT_MAX_S = 60
 
@@ -292,12 +292,6 @@ class Server(NamedTuple):
         printed, said = process.communicate("go\n", timeout=WAIT_MAX_S)
         assert process.returncode == 0, said + self.log.read_text()
         return printed.strip()
-
-
-def find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        port: int = s.getsockname()[1]
-        return port
 
 
 def as_address(text: str) -> SocketAddress:

@@ -6,7 +6,6 @@ import pty
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from durus.connection import Connection
 from durus.persistent_list import PersistentList
 from durus.storage_server import wait_for_server
 from scripts.distributions import ROOT, read_distributions
+from tests.ports import find_free_port
 
 DURUS = [sys.executable, "-m", "durus"]
 TIMEOUT_S = 60
@@ -61,6 +61,17 @@ class Terminal:
         end = self._unread.index(text) + len(text)
         shown, self._unread = self._unread[:end], self._unread[end:]
         return shown
+
+    def interrupt(self) -> None:
+        """Type Ctrl-C at a prompt, again if need be, until something is shown.
+
+        Python overlooks one that comes after it has shown the prompt and before it waits for keys.
+        """
+        for _ in range(TIMEOUT_S):
+            self.type(CTRL_C)
+            if select.select([self._master], [], [], 1)[0]:
+                return
+        raise AssertionError("Ctrl-C was overlooked again and again")
 
     def read_all(self) -> str:
         """What it shows until it ends."""
@@ -152,9 +163,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return find_free_port()
 
 
 def wait_for_port(port: int) -> None:
@@ -373,7 +382,7 @@ def test_the_console_completes_names_and_keeps_a_history(desk: Desk) -> None:
     console.type("print('typed', connec\t.get_cache_size())\n")
     assert "typed 10000" in console.read_until("10000\r\n")
     console.read_until(">>> ")  # before that, Python notices Ctrl-C at the next key only
-    console.type(CTRL_C)
+    console.interrupt()
     console.read_until("KeyboardInterrupt")  # and the console goes on
     console.read_until(">>> ")
     console.type(CTRL_D)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import pytest
 
 from durus.connection import Connection
 from durus.error import ConflictError, StorageError, StorageLockedError
+from durus.file import File
 from durus.file_storage import FileStorage, TempFileStorage
 from durus.file_system import OperatingSystem
 from durus.interfaces import ROOT_OID
+from durus.log_file import LogFile
 from durus.log_verify import verify_file
 from durus.persistent_dict import PersistentDict
 from tests.processes import fork, run_alone, say, wait_for_child
@@ -207,6 +209,45 @@ def fork_in_a_commit(path: str) -> None:
 
 def test_a_fork_in_the_middle_of_a_commit_of_another_thread_blocks_neither(path: Path) -> None:
     run_alone(fork_in_a_commit, path)
+
+
+def open_while_another_thread_forks(path: str, kind: str) -> None:
+    system = OperatingSystem()
+    os.truncate(path, 2 << 20)  # enough for a map
+    opened: list[object] = []
+    one = system.open(path, writable=False)
+    kinds: dict[str, Callable[[], object]] = {
+        "log": lambda: LogFile(system, path, system.open(path, writable=False)),
+        "map": lambda: system.map(one, 2 << 20),
+        "classic": lambda: File(path, readonly=True),
+    }
+
+    def open_many() -> None:
+        for _ in range(200):
+            opened.append(kinds[kind]())
+
+    def child() -> None:
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # it is that of the folder
+                assert os.readlink(f"/proc/self/fd/{fd}") != path
+
+    for _ in range(20):
+        thread = threading.Thread(target=open_many)
+        thread.start()
+        while thread.is_alive():
+            in_child(child)
+        thread.join()
+        opened.clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
+@pytest.mark.parametrize("kind", ["log", "map", "classic"])
+def test_what_one_thread_opens_while_another_one_forks_is_not_open_in_the_child(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    run_alone(open_while_another_thread_forks, path, kind)
 
 
 def let_a_child_end_in_a_commit(path: str) -> None:

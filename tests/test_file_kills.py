@@ -25,7 +25,7 @@ from durus.file_system import OperatingSystem
 from durus.interfaces import ROOT_OID, Oid
 from durus.log_verify import verify_file
 from durus.persistent_dict import PersistentDict
-from durus.testing.storage_contract import commit, create, make_record, value_of
+from durus.testing.storage_contract import commit, create, make_record, value
 from tests.processes import Process, fork, hear, run_alone, running, say
 from tests.seeds import Seeds
 
@@ -268,11 +268,6 @@ def be_killed_at_every_call(path: str, name: str, halfway: str, first: str, step
         say("killed")
     os.rename(before, path)
     say("done")
-
-
-def value(storage: FileStorage, oid: Oid) -> object:
-    with closing(storage.snapshot()) as snapshot:
-        return value_of(snapshot.load(oid).record)
 
 
 @pytest.mark.parametrize("halfway", [False, True])

@@ -8,7 +8,6 @@ all the time, deleted, damaged, and replaced by old copies.
 """
 
 import errno
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -35,7 +34,7 @@ from durus.error import (
     WriteConflictError,
 )
 from durus.file_storage import FileStorage
-from durus.file_system import OperatingSystem
+from durus.file_system import FileStatus, OperatingSystem
 from durus.index_checkpoint import index_path
 from durus.interfaces import ROOT_OID, CommitResult, Oid, Record, Snapshot, Tid
 from durus.log_verify import verify_file
@@ -84,7 +83,7 @@ class MortalSystem(OperatingSystem):
         """What `kill -9` does: the files are closed, and their locks are given up."""
         self.killed = True
         for fd in self._files:
-            os.close(fd)
+            super().close(fd)
         self._files.clear()
 
     def _is_last(self) -> bool:
@@ -112,9 +111,9 @@ class MortalSystem(OperatingSystem):
         self._files.add(fd)
         return fd
 
-    def create(self, path: str, mode: int | None = None) -> int:
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
         self._step()
-        fd = super().create(path, mode)
+        fd = super().create(path, like, append=append)
         self._files.add(fd)
         return fd
 

@@ -14,12 +14,12 @@ import pytest
 
 from durus.connection import Connection
 from durus.error import ReadOnlyError, WriteConflictError
-from durus.interfaces import ROOT_OID, Oid
+from durus.interfaces import ROOT_OID
 from durus.sqlite_copy import read_sqlite, write_sqlite
 from durus.sqlite_storage import SqliteStorage
 from durus.sqlite_verify import verify_sqlite
 from durus.storage import open_storage
-from durus.testing.storage_contract import commit, create, make_record, value_of
+from durus.testing.storage_contract import commit, create, make_record, value, value_of
 from scripts.environments import run
 
 PROCESSES = 4
@@ -96,11 +96,6 @@ def check_sound(path: Path) -> None:
     """After all have closed it."""
     assert list(verify_sqlite(str(path))) == []
     assert os.listdir(path.parent) == [path.name]
-
-
-def value(storage: SqliteStorage, oid: Oid) -> object:
-    with closing(storage.snapshot()) as snapshot:
-        return value_of(snapshot.load(oid).record)
 
 
 def test_processes_that_increment_one_number_lose_no_update(path: Path) -> None:

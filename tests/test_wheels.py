@@ -14,8 +14,9 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from scripts.distributions import Distribution, find_closure, read_distributions
-from scripts.environments import Environment, make_environment, run
+from scripts.environments import Environment, find_environment, make_environment, run
 from scripts.wheels import find_wheel_faults, read_metadata
+from tests.shared import Shared
 
 APPS = Path(__file__).parent / "wheels"
 DISTRIBUTIONS = read_distributions()
@@ -38,17 +39,13 @@ def find_required(name: str) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def environments(
-    wheels: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Environment]:
+def environments(wheels: Path, shared: Shared) -> Callable[[str], Environment]:
     """environments(name): an environment into which only this distribution was installed."""
-    made: dict[str, Environment] = {}
 
     def get(name: str) -> Environment:
-        if name not in made:
-            made[name] = make_environment(tmp_path_factory.mktemp(name))
-            made[name].install(wheels, name)
-        return made[name]
+        return find_environment(
+            shared.make(name, lambda folder: make_environment(folder).install(wheels, name))
+        )
 
     return get
 

@@ -6,7 +6,6 @@ else was done to the disk.
 """
 
 import errno
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ class Renamed(NamedTuple):
 
 
 class SyncDirectory(NamedTuple):
-    pass
+    path: str
 
 
 # What it was done for.
@@ -198,11 +197,13 @@ class RecordingSystem:
                 self._indexes.add(fd)
         return fd
 
-    def create(self, path: str, mode: int | None = None) -> int:
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
         self._check("create")
         with self.recording.lock:
-            fd = self.inner.create(path, mode)
+            fd = self.inner.create(path, like, append=append)
             self._files[fd] = len(self.recording.sizes)
+            if not append:
+                self._indexes.add(fd)
             self.recording.sizes.append(0)
             self.recording.rename({path: self._files[fd]})
         return fd
@@ -303,10 +304,21 @@ class RecordingSystem:
         self._check("sync_directory")
         if "sync_directory" in self._omits:
             return
-        assert {os.path.dirname(name) for name in self.recording.names} == {path}
         with self.recording.lock:
             self.inner.sync_directory(path)
-            self.recording.note(SyncDirectory())
+            self.recording.note(SyncDirectory(path))
+
+    def make_directory(self, path: str) -> None:
+        self._check("make_directory")
+        self.inner.make_directory(path)
+
+    def list_directory(self, path: str) -> list[str]:
+        self._check("list_directory")
+        return self.inner.list_directory(path)
+
+    def free_space(self, path: str) -> int:
+        self._check("free_space")
+        return self.inner.free_space(path)
 
     def lock(self, fd: int, *, shared: bool = False) -> bool:
         self._check("lock")

@@ -12,6 +12,7 @@ which must stand everything.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -113,7 +114,7 @@ class Disk:
         self._files: dict[int, _File] = {}
         self._names: dict[str, int] = {}
         self._changes: list[Renamed] = []
-        """Those since the directory was synced."""
+        """Those since their directory was synced."""
 
     def do(self, operation: DiskOperation) -> None:
         match operation:
@@ -125,22 +126,22 @@ class Disk:
                 self._file(operation.file).fail_to_sync()
             case Renamed():
                 self._changes.append(operation)
-            case SyncDirectory():
-                self._names = self._named(len(self._changes))
-                self._changes.clear()
+            case SyncDirectory(path):
+                changes, self._changes = self._changes, []
+                for change in changes:
+                    if any(os.path.dirname(name) == path for name in change.names):
+                        apply(change, self._names)
+                    else:
+                        self._changes.append(change)
 
     def _file(self, number: int) -> _File:
         return self._files.setdefault(number, _File())
 
     def _named(self, count: int) -> dict[str, int]:
-        """The names, with so many of the changes since the directory was synced."""
+        """The names, with so many of the changes since their directory was synced."""
         names = dict(self._names)
         for change in self._changes[:count]:
-            for path, file in change.names.items():
-                if file is None:
-                    names.pop(path, None)
-                else:
-                    names[path] = file
+            apply(change, names)
         return names
 
     def _state(self, named: int, content: Callable[[_File], bytes]) -> State:
@@ -205,6 +206,14 @@ class Disk:
             return found[:size].ljust(size, b"\0")
 
         return fill
+
+
+def apply(change: Renamed, names: dict[str, int]) -> None:
+    for path, file in change.names.items():
+        if file is None:
+            names.pop(path, None)
+        else:
+            names[path] = file
 
 
 def is_nearly(found: bytearray, piece: bytes) -> bool:

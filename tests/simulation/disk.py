@@ -230,13 +230,13 @@ class SimulatedSystem:
         self._step("open")
         return self._new_descriptor(self._inode(path), append=append, writable=writable)
 
-    def create(self, path: str, mode: int | None = None) -> int:
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
         self._step("create")
         if path in self.disk.names:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         inode = self.disk.new_inode()
         self.disk.rename_entry(path, inode)
-        return self._new_descriptor(inode, append=True, writable=True)
+        return self._new_descriptor(inode, append=append, writable=True)
 
     def close(self, fd: int) -> None:
         if not self.killed:  # no step: it comes whenever the last reference goes
@@ -288,7 +288,8 @@ class SimulatedSystem:
         return self._status(self._inode(path))
 
     def _status(self, inode: Inode) -> FileStatus:
-        return FileStatus((1, inode.number), len(inode.content), stat.S_IFREG | 0o644)
+        mode = stat.S_IFREG | 0o644
+        return FileStatus((1, inode.number), len(inode.content), mode, uid=1000, gid=1000)
 
     def link(self, source: str, target: str) -> None:
         self._step("link")
@@ -312,6 +313,20 @@ class SimulatedSystem:
         self._step("sync_directory")
         assert posixpath.isabs(path)
         self.disk.sync_names()
+
+    def make_directory(self, path: str) -> None:
+        self._step("make_directory")
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)  # all are there
+
+    def list_directory(self, path: str) -> list[str]:
+        self._step("list_directory")
+        return [
+            posixpath.basename(name) for name in self.disk.names if posixpath.dirname(name) == path
+        ]
+
+    def free_space(self, path: str) -> int:
+        self._step("free_space")
+        return 1 << 40
 
     def lock(self, fd: int, *, shared: bool = False) -> bool:
         self._step("lock")

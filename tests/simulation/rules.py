@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from durus import file_storage, index_checkpoint, log_pack, shared_log
+from durus import index_checkpoint, log_pack, online_pack, shared_log
 from durus.file_storage import FileStorage
 from durus.growing_log import GrowingLog
 from durus.index_file import Anchor, IndexFile
@@ -21,9 +21,9 @@ from durus.log_batch import Batch
 from durus.log_file import LogFile
 from durus.log_format import FileHeader
 from durus.log_lock import obtain_lock
-from durus.log_pack import write_packed
+from durus.log_writer import LogWriter
 from durus.shared_log import SharedLog
-from tests.simulation.disk import SimulatedDisk
+from tests.simulation.disk import SimulatedDisk, SimulatedSystem
 from tests.simulation.explorer import DisasterKind
 from tests.simulation.runs import Plan
 
@@ -205,24 +205,54 @@ def a_pack_forgets_reservations(patch: pytest.MonkeyPatch) -> None:
         return FileHeader(**{**fields, "next_oid": 0})
 
     patch.setattr(log_pack, "FileHeader", make_header)
+    patch.setattr(LogWriter, "reserve", nothing)
 
 
 def a_pack_without_the_lock(patch: pytest.MonkeyPatch) -> None:
-    pack = FileStorage._pack
+    @contextlib.contextmanager
+    def unlocked(shared: SharedLog, failure: str) -> Iterator[GrowingLog]:
+        yield shared.catch_up()
 
-    def pack_unlocked(storage: FileStorage, log: GrowingLog) -> None:
-        log.file.unlock()
-        pack(storage, log)
+    run = online_pack._Attempt.run
 
-    patch.setattr(FileStorage, "_pack", pack_unlocked)
+    def run_unlocked(attempt: online_pack._Attempt, *arguments: Any, **options: Any) -> None:
+        with without(SharedLog, "locked", unlocked):
+            run(attempt, *arguments, **options)
+
+    patch.setattr(online_pack._Attempt, "run", run_unlocked)
 
 
 def no_sync_of_a_packed_file(patch: pytest.MonkeyPatch) -> None:
-    def write_unsynced(log: Log, file: LogFile, file_id: bytes) -> None:
-        with without(file, "sync"):
-            write_packed(log, file, file_id)
+    finish = LogWriter.finish
 
-    patch.setattr(file_storage, "write_packed", write_unsynced)
+    def finish_unsynced(writer: LogWriter) -> None:
+        with without(writer._file, "sync"):
+            finish(writer)
+
+    patch.setattr(LogWriter, "finish", finish_unsynced)
+
+
+def a_pack_leaves_out_what_came_last(patch: pytest.MonkeyPatch) -> None:
+    copy_most = online_pack._Attempt._copy_most
+
+    def copy_most_and_no_more(attempt: online_pack._Attempt, writer: LogWriter) -> None:
+        copy_most(attempt, writer)
+        patch.setattr(attempt._pack, "write_later", lambda: 0)
+
+    patch.setattr(online_pack._Attempt, "_copy_most", copy_most_and_no_more)
+
+
+def a_pack_does_not_look_for_what_came_back(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(log_pack.LogPack, "_check_refs", nothing)
+
+
+def two_pack_at_once(patch: pytest.MonkeyPatch) -> None:
+    def create(system: SimulatedSystem, path: str, create: Callable[[], LogFile]) -> LogFile:
+        with contextlib.suppress(FileNotFoundError):
+            system.unlink(path)
+        return create()
+
+    patch.setattr(online_pack, "create_alone", create)
 
 
 def no_sync_of_the_directory_in_a_pack(patch: pytest.MonkeyPatch) -> None:
@@ -354,6 +384,11 @@ BROKEN: dict[Change, Plan] = {
     a_pack_forgets_reservations: Plan(("creator", "packer")),
     a_pack_without_the_lock: Plan(PACKING),
     no_sync_of_a_packed_file: Plan(PACKING, power_cuts=1),
+    a_pack_leaves_out_what_came_last: Plan(PACKING),
+    a_pack_does_not_look_for_what_came_back: Plan(
+        ("reviver", "reviver", "packer"), disasters=NOTHING, power_cuts=0
+    ),
+    two_pack_at_once: Plan(("writer", "packer", "packer")),
     no_sync_of_the_directory_in_a_pack: Plan(["packer"], power_cuts=1),
     an_index_is_not_synced_before_its_header: replace(
         INDEXING, power_cuts=1, calls=("write", "unlock")

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
+    DanglingReferenceError,
     DurusKeyError,
     HistoryUnavailableError,
     StorageError,
+    StorageLockedError,
     StorageOpenError,
 )
 from durus.file_storage import FileStorage
@@ -103,6 +105,8 @@ class Client:
         self._copies: dict[Oid, tuple[int, tuple[Oid, ...]]] = {}
         self._snapshot: Snapshot | None = None
         self._accessed: set[Oid] = set()
+        self.detached: list[Oid] = []
+        """What it has taken from the root."""
 
     # Reading
 
@@ -158,6 +162,13 @@ class Client:
         """A transaction that takes an object from the root."""
         value, refs = self.read(ROOT_OID)
         record = make_record(value + 1, set(refs) - {oid}, self._padding())
+        return self._transaction({ROOT_OID: record}, frozenset())
+
+    def attach_again(self, oid: Oid) -> Transaction:
+        """A transaction that hangs an object on the root; DurusKeyError if it is not there."""
+        value, refs = self.read(ROOT_OID)
+        self.read(oid)
+        record = make_record(value + 1, (*refs, oid), self._padding())
         return self._transaction({ROOT_OID: record}, frozenset())
 
     def check_outcome(self) -> None:
@@ -300,7 +311,9 @@ def attach(client: Client) -> None:
 def detach(client: Client) -> None:
     others = [oid for oid in client.objects()[1:] if oid not in COUNTERS]
     if others:
-        client.commit(client.detach(client.random.choice(others)))
+        oid = client.random.choice(others)
+        client.commit(client.detach(oid))
+        client.detached.append(oid)
 
 
 def look(client: Client) -> None:
@@ -317,8 +330,19 @@ def look_back(client: Client) -> None:
             look(client)
 
 
+def reattach(client: Client) -> None:
+    """Refer again to an object that nothing led to, if no pack has removed it."""
+    lost = [oid for oid in client.detached if oid not in client.objects()]
+    if lost:
+        oid = client.random.choice(lost)
+        with contextlib.suppress(DurusKeyError, DanglingReferenceError):
+            client.commit(client.attach_again(oid))
+
+
 def pack(client: Client) -> None:
-    client.storage.pack()
+    with contextlib.suppress(StorageLockedError):  # another one is at it
+        earlier = max(NO_TID, client.tid - TID_STEP_NS * 5)
+        client.storage.pack(keep=client.random.choice((None, None, earlier)))
     client.begin()
     increment(client)
 
@@ -334,6 +358,7 @@ ROLES: dict[str, dict[Callable[[Client], None], int]] = {
     "writer": {increment: 6, look: 1, ask: 1},
     "leader": {increment_in_group: 4, increment: 1},
     "creator": {attach: 4, detach: 2, increment: 1, reserve: 2},
+    "reviver": {attach: 2, detach: 2, reattach: 4},
     "reader": {look: 3, look_back: 1},
     "packer": {pack: 1},
 }

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -511,10 +511,10 @@ class FailingStorage(MemoryStorage):
             raise self.failure
         return super().commit(transaction)
 
-    def pack(self) -> None:
+    def pack(self, **options: Any) -> None:
         if self.failure is not None:
             raise self.failure
-        super().pack()
+        super().pack(**options)
 
 
 class ReadOnlyStorage(FailingStorage):
@@ -662,9 +662,9 @@ class SlowCommit(SlowStorage):
 
 
 class SlowPack(SlowStorage):
-    def pack(self) -> None:
+    def pack(self, **options: Any) -> None:
         self.wait()
-        super().pack()
+        super().pack(**options)
 
 
 def test_while_a_commit_waits_for_the_disk_others_read() -> None:

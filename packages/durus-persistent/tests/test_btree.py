@@ -369,7 +369,7 @@ UNORDERABLE = [
     None,
     1j,
     Color.RED,
-    object(),
+    pytest.param(object(), id="object()"),
     float("nan"),
     Decimal("NaN"),
     Decimal("sNaN"),

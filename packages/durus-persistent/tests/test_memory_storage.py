@@ -1,6 +1,7 @@
 """MemoryStorage beyond the contract, and the classic calls on it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -11,10 +12,12 @@ from durus.error import (
     StorageClosedError,
     WriteConflictError,
 )
-from durus.interfaces import CHANGES_MAX, ROOT_OID, CommitResult, Oid, Tid, Transaction
+from durus.interfaces import CHANGES_MAX, ROOT_OID, CommitResult, Oid, Progress, Tid, Transaction
 from durus.record import pack_record, record_from_classic, record_to_classic
 from durus.storage import MemoryStorage
 from durus.testing.storage_contract import commit, create, make_record, value_of
+from durus.times import time_of
+from durus.undo import undo
 
 
 def oid(number: int) -> Oid:
@@ -107,6 +110,46 @@ def test_a_moment_after_a_pack_and_before_the_next_commit_is_the_pack(
     assert value_of(snapshot.load(a).record) == 0
     with pytest.raises(HistoryUnavailableError, match=str(packed)):
         storage.snapshot(Tid(packed - 1))
+
+
+def test_a_pack_may_keep_the_history_since_a_tid(storage: MemoryStorage) -> None:
+    a, b, c = create(storage, 3)
+    tids = [commit(storage, {ROOT_OID: make_record(1, [a, b])}).tid]
+    tids += [commit(storage, {oid: make_record(i)}).tid for i, oid in enumerate([a, b, a], 1)]
+    tids.append(commit(storage, {ROOT_OID: make_record(2, [b])}).tid)
+    storage.pack(keep=Tid(tids[2] - 1))
+    assert [t.tid for t in storage.transactions()] == tids[1:]
+    with pytest.raises(HistoryUnavailableError):
+        storage.snapshot(tids[0])
+    past = storage.snapshot(tids[1])
+    assert [value_of(past.load(oid).record) for oid in (ROOT_OID, a, b)] == [1, 1, 0]
+    assert [value_of(revision.record) for revision in storage.revisions(a)] == [3, 1]
+    with pytest.raises(DurusKeyError):
+        past.load(c)
+    storage.pack(keep=tids[0])  # there is no more to keep
+    assert [t.tid for t in storage.transactions()] == tids[1:]
+
+
+def test_a_pack_keeps_what_was_written_since_then_wherever_it_is(storage: MemoryStorage) -> None:
+    a, b = create(storage, 2)
+    horizon = commit(storage, {ROOT_OID: make_record(1)}).tid
+    changed = commit(storage, {a: make_record(1, [b])}).tid  # by somebody who still has it
+    storage.pack(keep=horizon)
+    assert value_of(storage.snapshot(horizon).load(a).record) == 0
+    undo(storage, changed)
+    assert value_of(storage.snapshot().load(a).record) == 0
+    assert value_of(storage.snapshot().load(b).record) == 0
+
+
+def test_a_pack_may_keep_the_history_of_some_time(storage: MemoryStorage) -> None:
+    (a,) = create(storage, 1)
+    commit(storage, {a: make_record(1)})
+    storage.pack(keep=timedelta(days=1))
+    assert len(list(storage.revisions(a))) == 2
+    found: list[Progress] = []
+    storage.pack(keep=time_of(storage.tid), progress=found.append)
+    assert len(list(storage.revisions(a))) == 1
+    assert found == [Progress("packing", 2, 2)]
 
 
 # The classic calls.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from durus.appearing import appearing_at, explain_creation_failure, link_is_impossible, replacing
-from durus.file_system import OperatingSystem
+from durus.appearing import appearing_at, making, replacing
+from durus.error import StorageOpenError
+from durus.file_system import FileStatus, OperatingSystem
 
 
 class WithoutLinks(OperatingSystem):
@@ -22,8 +23,8 @@ class WithoutLinks(OperatingSystem):
     def link(self, source: str, target: str) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
 
-    def create(self, path: str, mode: int | None = None) -> int:
-        fd = super().create(path, mode)
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
+        fd = super().create(path, like, append=append)
         self.on_create()
         return fd
 
@@ -121,23 +122,46 @@ def test_the_empty_file_goes_when_it_cannot_be_replaced(path: Path) -> None:
     assert files(path) == {}
 
 
-def test_a_failure_names_the_folder_that_is_missing(tmp_path: Path) -> None:
-    path = tmp_path / "missing" / "file"
-    with pytest.raises(FileNotFoundError) as caught:
-        make(OperatingSystem(), path)
-    explained = explain_creation_failure(str(path), caught.value)
-    reason = f"cannot be made: the directory {path.parent} does not exist"
-    assert str(explained) == f"{path}: {reason}"
-    assert explained.errno == errno.ENOENT
-    full = explain_creation_failure(str(path), OSError(errno.ENOSPC, "No space left on device"))
-    assert str(full) == f"{path}: cannot be made: No space left on device"
-    assert not link_is_impossible(full)
+def test_when_the_directory_cannot_be_synced_the_file_stays(path: Path) -> None:
+    class Unsynced(OperatingSystem):
+        def sync_directory(self, path: str) -> None:
+            raise OSError(errno.EIO, "no luck")
+
+    message = f"{path}: its directory cannot be synced: no luck; .*may take the file away"
+    with pytest.raises(StorageOpenError, match=message):
+        make(Unsynced(), path)
+    assert files(path) == {"file": b"new"}
+
+
+REASONS = [
+    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    (OSError("of some kind"), "of some kind"),
+    (FileExistsError(errno.EEXIST, "File exists"), "something is there already, and nothing is"),
+    (FileNotFoundError(errno.ENOENT, "No such file"), "the directory /missing does not exist"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason"), REASONS)
+def test_why_a_file_is_not_made_is_said(error: OSError, reason: str) -> None:
+    message = f"^/missing/file: cannot be made: {reason}"
+    with pytest.raises(StorageOpenError, match=message) as told, making("/missing/file"):
+        raise error
+    assert told.value.errno == error.errno
+    assert told.value.__cause__ is error
+
+
+def test_what_says_already_what_happened_is_left_as_it_is() -> None:
+    error = StorageOpenError("/file", "something else")
+    with pytest.raises(StorageOpenError) as told, making("/missing/file"):
+        raise error
+    assert told.value is error
 
 
 def test_a_file_takes_the_place_of_another_when_it_is_complete(
     system: OperatingSystem, path: Path
 ) -> None:
     path.write_bytes(b"old")
+    path.with_name("file.pack").write_bytes(b"of a killed process")
 
     def fail() -> None:
         with replacing(system, str(path)) as aside:

@@ -81,11 +81,6 @@ def cls(request: pytest.FixtureRequest) -> AnyClass:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.durus"
-
-
-@pytest.fixture
 def storage(cls: AnyClass, path: Path) -> Iterator[AnyStorage]:
     with cls(path) as storage:
         yield storage
@@ -909,9 +904,15 @@ def test_the_packed_file_is_locked_at_every_moment(cls: AnyClass, path: Path) ->
     cls(path).close()
 
 
-def test_packing_keeps_permissions_and_links(cls: AnyClass, path: Path, tmp_path: Path) -> None:
+def test_packing_keeps_owner_permissions_and_links(
+    cls: AnyClass, path: Path, tmp_path: Path
+) -> None:
     cls(path).close()
     path.chmod(0o640)
+    owner = (os.getuid(), os.getgid())
+    if owner[0] == 0:  # only root may give files away
+        owner = (54321, 54322)
+        os.chown(path, *owner)
     link = tmp_path / "link"
     link.symlink_to(path)
     with cls(link) as storage:
@@ -921,6 +922,7 @@ def test_packing_keeps_permissions_and_links(cls: AnyClass, path: Path, tmp_path
         assert storage.get_filename() == str(link)
     assert link.is_symlink()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert (path.stat().st_uid, path.stat().st_gid) == owner
     with cls(path) as storage:
         assert storage.load(name(0)) == classic(0, "later")
 

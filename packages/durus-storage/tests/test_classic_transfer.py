@@ -70,11 +70,6 @@ def form(request: pytest.FixtureRequest) -> Format:
     return found
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.durus"
-
-
 RECORDS = {number: make_record(number, [name(0)]) for number in range(4)}
 
 
@@ -220,7 +215,7 @@ def test_states_are_compressed_as_4_3_does_it(
 
 def test_an_existing_file_is_never_overwritten(form: Format, path: Path) -> None:
     path.write_bytes(b"precious")
-    with pytest.raises(StorageOpenError, match="File exists"):
+    with pytest.raises(StorageOpenError, match="nothing is overwritten"):
         form.write(str(path), database([]))
     assert path.read_bytes() == b"precious"
 
@@ -241,7 +236,7 @@ def test_a_file_appears_when_it_is_complete(form: Format, path: Path) -> None:
         yield name(0), RECORDS[0]
         path.write_bytes(b"precious")
 
-    with pytest.raises(StorageOpenError, match="File exists"):
+    with pytest.raises(StorageOpenError, match="nothing is overwritten"):
         form.write(str(path), database(generate()))
     assert [found.read_bytes() for found in path.parent.iterdir()] == [b"precious"]
 

@@ -53,11 +53,6 @@ def form(request: pytest.FixtureRequest) -> Format:
     return found
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.durus"
-
-
 def make_file(form: Format, path: Path, *transactions: list[bytes], packed: int = 0) -> None:
     """A file of these transactions, after `packed` objects in its base."""
     numbers = range(100, 100 + packed)

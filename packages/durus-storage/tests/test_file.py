@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import durus.file
-from durus.error import ReadOnlyError, StorageLockedError
+from durus.error import ReadOnlyError, StorageError, StorageLockedError
 from durus.file import File
+
+InChild = Callable[[Callable[[], object]], int]
 
 
 @pytest.fixture
@@ -111,8 +113,9 @@ def test_a_forked_child_leaves_the_temporary_file_to_its_parent() -> None:
 import os, sys
 from durus.file import File
 file = File()
+file.write(b"abc")
 if os.fork() == 0:
-    file.write(b"abc")
+    file.close()
     sys.exit()
 os.wait()
 print(os.path.exists(file.get_name()), len(file))
@@ -273,20 +276,94 @@ def test_another_process_is_named(file: File) -> None:
             file.obtain_lock()
 
 
-def test_a_forked_child_leaves_the_lock_to_its_parent(tmp_path: Path) -> None:
+# Forks
+
+
+USES: dict[str, Callable[[File], object]] = {
+    "read": lambda file: file.read(1),
+    "seek": lambda file: file.seek(0),
+    "tell": lambda file: file.tell(),
+    "length": len,
+    "write": lambda file: file.write(b"x"),
+    "truncate": lambda file: file.truncate(),
+    "sync": lambda file: file.fsync(),
+    "lock": lambda file: file.obtain_lock(),
+    "look for a lock": lambda file: file.is_locked_elsewhere(),
+    "readonly": lambda file: file.is_readonly(),
+    "in place": lambda file: file.is_in_place(),
+}
+
+
+@pytest.mark.parametrize("kind", ["writable", "readonly", "temporary"])
+def test_a_forked_child_is_told_to_open_the_file_anew(
+    tmp_path: Path, kind: str, in_child: InChild
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    file = File() if kind == "temporary" else File(path, readonly=kind == "readonly")
+    if kind == "temporary":
+        file.write(b"abc")
+        file.seek(0)
+    assert file.read(1) == b"a"
+    fd = file.file.fileno()
+
+    def child() -> None:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        for use in USES.values():
+            with pytest.raises(StorageError, match=f"opened by process {pid} before it forked"):
+                use(file)
+        file.close()
+        file.close()
+        with closing(File(path, readonly=True)) as anew:
+            assert anew.read() == b"abc"
+
+    def child_of_a_child() -> None:
+        child()
+        assert in_child(child) == 0
+
+    pid = os.getpid()
+    assert in_child(child_of_a_child) == 0
+    assert file.read() == b"bc"
+    file.close()
+
+
+def test_a_forked_child_leaves_the_lock_to_its_parent(file: File, in_child: InChild) -> None:
+    def child() -> None:
+        assert not file.has_lock
+        file.release_lock()
+        with closing(File(file.get_name())) as anew, pytest.raises(StorageLockedError):
+            anew.obtain_lock()
+        file.close()
+
+    file.obtain_lock()
+    assert in_child(child) == 0
+    assert file.has_lock
+    with closing(File(file.get_name())) as other:
+        assert other.is_locked_elsewhere()
+
+
+def test_a_lock_ends_with_its_process_whatever_children_that_has_left(file: File) -> None:
     code = """
 import os, sys
 from durus.file import File
 file = File(sys.argv[1])
 file.obtain_lock()
 if os.fork() == 0:
-    file.close()
-    os._exit(0)
-os.wait()
-print(File(sys.argv[1]).is_locked_elsewhere())
+    print("locked", flush=True)
+sys.stdin.read()
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "file")]
-    assert subprocess.run(command, capture_output=True, check=True).stdout == b"True\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, file.get_name()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        assert file.is_locked_elsewhere()
+        process.kill()
+        process.wait()
+        file.obtain_lock()
 
 
 def test_a_large_write_is_written_whole(file: File) -> None:

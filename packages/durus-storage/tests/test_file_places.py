@@ -3,11 +3,12 @@
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -22,40 +23,15 @@ from durus.error import (
     StorageOpenError,
 )
 from durus.file_storage import FileStorage
-from durus.file_system import FileMap, OperatingSystem
+from durus.file_system import FileMap, FileStatus, OperatingSystem
 from durus.index_checkpoint import index_path, write_checkpoint
 from durus.interfaces import Oid
 from durus.log_format import MARK_SIZE
 from durus.log_verify import verify_file
-from durus.testing.storage_contract import commit, create, make_record, value_of
+from durus.testing.storage_contract import commit, create, make_record, value, value_of
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.durus"
-
-
-@pytest.fixture
-def oid(path: Path) -> Oid:
-    """An object with the value 0, in a database that has an index file."""
-    with closing(FileStorage(path)) as storage:
-        (oid,) = create(storage, 1)
-        write_checkpoint(storage._shared.current())
-    return oid
-
-
-@pytest.fixture
-def storage(path: Path, oid: Oid) -> Iterator[FileStorage]:
-    with closing(FileStorage(path)) as storage:
-        yield storage
-    assert list(verify_file(str(path))) == []
-
-
-def value(storage: FileStorage, oid: Oid) -> object:
-    with closing(storage.snapshot()) as snapshot:
-        return value_of(snapshot.load(oid).record)
+OWNER, GROUP = 54321, 54322
 
 
 def check_readonly(path: Path, oid: Oid) -> None:
@@ -84,7 +60,7 @@ class ReadOnlyMedium(OperatingSystem):
             self._refuse()
         return super().open(path, writable=writable, append=append)
 
-    def create(self, path: str, mode: int | None = None) -> int:
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
         self._refuse()
 
     def sync(self, fd: int) -> None:
@@ -170,15 +146,20 @@ def test_a_file_system_mounted_read_only_can_be_read(path: Path, oid: Oid, kind:
 
 
 @contextmanager
-def another_user() -> Iterator[None]:
-    """Be somebody who may write nothing."""
+def another_user(user: int = NOBODY, groups: Sequence[int] = ()) -> Iterator[None]:
+    """Be somebody who may write nothing, but for what is this user's, or of these groups."""
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
-    os.seteuid(NOBODY)
+    before = os.getgroups()
+    os.setgroups(groups)
+    os.setegid(NOBODY)
+    os.seteuid(user)
     try:
         yield
     finally:
         os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(before)
 
 
 @pytest.fixture
@@ -261,6 +242,53 @@ def test_who_may_write_the_file_but_not_the_folder_commits(shared_folder: Path) 
         with closing(FileStorage(path, readonly=True)) as storage:
             assert value(storage, oid) == 2
     assert list(verify_file(str(path))) == []
+
+
+def belongings(path: Path) -> tuple[int, int, int]:
+    """Owner, group and permissions."""
+    found = path.stat()
+    return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+
+
+@needs_root
+def test_what_root_makes_belongs_to_the_owner_of_the_database(shared_folder: Path) -> None:
+    path = shared_folder / "test.durus"
+    path.touch()
+    path.chmod(0o640)
+    os.chown(path, OWNER, GROUP)
+    with closing(FileStorage(path)) as storage:  # in the place of the empty file
+        (oid,) = create(storage, 1)
+        assert belongings(path) == (OWNER, GROUP, 0o640)
+        storage.pack()
+        assert belongings(path) == (OWNER, GROUP, 0o640)
+        write_checkpoint(storage._shared.current())
+        assert belongings(Path(index_path(str(path)))) == (OWNER, GROUP, 0o640)
+    with another_user(OWNER), closing(FileStorage(path)) as storage:
+        commit(storage, {oid: make_record(1)})
+        write_checkpoint(storage._shared.current())
+    assert list(verify_file(str(path))) == []
+
+
+@needs_root
+@pytest.mark.parametrize(("groups", "group"), [([GROUP], GROUP), ([], NOBODY)])
+def test_what_another_user_makes_belongs_to_the_group_of_the_database_if_it_is_theirs(
+    shared_folder: Path, groups: list[int], group: int
+) -> None:
+    path = shared_folder / "test.durus"
+    with closing(FileStorage(path)) as storage:
+        (oid,) = create(storage, 1)
+    path.chmod(0o666)
+    os.chown(path, OWNER, GROUP)
+    shared_folder.chmod(0o777)
+    with another_user(groups=groups), closing(FileStorage(path)) as storage:
+        storage.pack()
+        write_checkpoint(storage._shared.current())
+        assert value(storage, oid) == 0
+    for file in (path, Path(index_path(str(path)))):
+        assert belongings(file) == (NOBODY, group, 0o666)
 
 
 # Network file systems

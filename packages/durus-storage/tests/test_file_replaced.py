@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,37 +18,9 @@ from durus.error import (
 )
 from durus.file_storage import FileStorage
 from durus.file_system import OperatingSystem
-from durus.index_checkpoint import write_checkpoint
 from durus.interfaces import Oid
-from durus.log_verify import verify_file
 from durus.persistent import Persistent
-from durus.testing.storage_contract import commit, create, make_record, value_of
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.durus"
-
-
-@pytest.fixture
-def oid(path: Path) -> Oid:
-    """An object with the value 0, in a database that has an index file."""
-    with closing(FileStorage(path)) as storage:
-        (oid,) = create(storage, 1)
-        write_checkpoint(storage._shared.current())
-    return oid
-
-
-@pytest.fixture
-def storage(path: Path, oid: Oid) -> Iterator[FileStorage]:
-    with closing(FileStorage(path)) as storage:
-        yield storage
-    assert list(verify_file(str(path))) == []
-
-
-def value(storage: FileStorage, oid: Oid) -> object:
-    with closing(storage.snapshot()) as snapshot:
-        return value_of(snapshot.load(oid).record)
+from durus.testing.storage_contract import commit, create, make_record, value
 
 
 @pytest.mark.parametrize("size", [200, 104, 50, 0])

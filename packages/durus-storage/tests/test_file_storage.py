@@ -30,7 +30,7 @@ from durus.error import (
     WriteConflictError,
 )
 from durus.file_storage import FileStorage, TempFileStorage
-from durus.file_system import OperatingSystem
+from durus.file_system import FileStatus, OperatingSystem
 from durus.formats import open_file
 from durus.interfaces import (
     CHANGES_MAX,
@@ -54,12 +54,14 @@ from durus.log_verify import verify_file
 from durus.oid_set import OidSet
 from durus.record import record_to_classic
 from durus.storage import open_storage
-from durus.testing.storage_contract import commit, create, make_record, make_transaction, value_of
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "test.durus"
+from durus.testing.storage_contract import (
+    commit,
+    create,
+    make_record,
+    make_transaction,
+    value,
+    value_of,
+)
 
 
 @pytest.fixture
@@ -67,11 +69,6 @@ def storage(path: Path) -> Iterator[FileStorage]:
     with closing(FileStorage(path)) as storage:
         yield storage
     assert list(verify_file(str(path))) == []
-
-
-def value(storage: FileStorage, oid: Oid) -> object:
-    with closing(storage.snapshot()) as snapshot:
-        return value_of(snapshot.load(oid).record)
 
 
 def header_of(path: Path) -> FileHeader:
@@ -195,7 +192,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written_is_named(path: Path) -> None:
     class ReadOnlyDirectory(OperatingSystem):  # root may write everywhere, so the test says it
-        def create(self, path: str, mode: int | None = None) -> int:
+        def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
             raise PermissionError(errno.EACCES, "Permission denied")
 
     with pytest.raises(StorageOpenError, match="cannot be made: Permission denied"):

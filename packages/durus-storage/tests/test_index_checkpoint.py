@@ -4,18 +4,20 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import closing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durus import file_storage, shared_log
 from durus.error import DurusKeyError
 from durus.file_storage import FileStorage
-from durus.file_system import OperatingSystem
-from durus.index_checkpoint import index_path
+from durus.file_system import FileStatus, OperatingSystem
+from durus.index_checkpoint import index_path, write_checkpoint
 from durus.index_file import PAGE_SIZE, IndexFile
 from durus.interfaces import ROOT_OID, Oid
 from durus.log_verify import verify_file
@@ -219,7 +221,7 @@ def test_an_index_that_another_process_has_locked_keeps_nobody_from_committing(
 class FullDisk(OperatingSystem):
     """There is no room for an index."""
 
-    def create(self, path: str, mode: int | None = None) -> int:
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, fd: int, content: bytes, offset: int) -> int:
@@ -238,6 +240,166 @@ def test_an_index_that_cannot_be_written_fails_no_commit(
             database.check(storage)
     assert database.index.exists() is is_there
     database.check_all()
+
+
+# Several that make one at the same time, and kills
+
+
+class Meanwhile(OperatingSystem):
+    """Something happens before the n-th call of a name, or of any name."""
+
+    def __init__(self, name: str, number: int, happens: Callable[[], object]) -> None:
+        self._name = name
+        self._number = number
+        self._happens = happens
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_") and self._name in (name, "any call"):
+            self._number -= 1
+            if not self._number:
+                self._happens()
+        return super().__getattribute__(name)
+
+
+@pytest.fixture
+def unindexed(database: Database) -> Database:
+    """A database whose index is gone, alone in its folder."""
+    for path in database.path.parent.iterdir():
+        if path != database.path:
+            path.unlink()
+    return database
+
+
+def make(database: Database, system: OperatingSystem | None = None) -> set[str]:
+    """Make an index, unless that cannot be done; the ends of the names of all files afterwards."""
+    with closing(FileStorage(database.path, system=system)) as storage:
+        write_checkpoint(storage._shared.current())
+        return files(database)
+
+
+def files(database: Database) -> set[str]:
+    return {path.name.removeprefix(database.path.name) for path in database.path.parent.iterdir()}
+
+
+def be_killed(database: Database, number: int) -> None:
+    """Make an index, and be killed before the n-th call of the operating system."""
+
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    make(database, Meanwhile("any call", number, kill))
+
+
+def test_what_a_killed_process_has_left_of_an_index_is_taken_over(
+    unindexed: Database, in_child: Callable[[Callable[[], object]], int]
+) -> None:
+    found = set()
+    number = 1
+    while in_child(partial(be_killed, unindexed, number)) == signal.SIGKILL:
+        found |= files(unindexed)
+        assert make(unindexed) == {"", ".index"}
+        assert list(verify_file(str(unindexed.path))) == []
+        unindexed.index.unlink()
+        number += 1
+    assert found == {"", ".index", ".index.new"}
+    unindexed.check_all()
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("write", 1), ("write", 4), ("sync", 2), ("rename", 1)]
+)
+def test_an_index_that_cannot_be_made_to_its_end_leaves_nothing(
+    unindexed: Database, name: str, number: int
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with closing(FileStorage(unindexed.path, system=Meanwhile(name, number, fail))) as storage:
+        with pytest.raises(OSError, match="No space"):
+            write_checkpoint(storage._shared.current())
+        assert files(unindexed) == {""}
+
+
+class OtherMaker:
+    """Another process that makes an index."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.path = Path(f"{database.index}.new")
+        self.file = -1
+
+    def make(self) -> None:
+        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(self.file, b"theirs")
+
+    def take_over(self) -> None:
+        """Find a file that nobody has locked, and take it for that of a killed process."""
+        with self.path.open("rb") as left:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path.unlink()
+        self.make()
+
+    def finish(self) -> None:
+        os.rename(self.path, self.database.index)
+
+    def close(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+
+
+@pytest.fixture
+def other(unindexed: Database) -> Iterator[OtherMaker]:
+    with closing(OtherMaker(unindexed)) as other:
+        yield other
+    unindexed.check_all()
+    assert files(unindexed) == {"", ".index"}
+
+
+@pytest.mark.parametrize("moment", ["before", "before-it-is-made", "before-it-is-locked"])
+@pytest.mark.parametrize("is_left", [False, True])
+def test_who_makes_an_index_is_left_alone(
+    unindexed: Database, other: OtherMaker, moment: str, is_left: bool
+) -> None:
+    if is_left:
+        other.path.touch()
+    take = other.take_over if is_left else other.make
+    match moment:
+        case "before":
+            take()
+            system = OperatingSystem()
+        case "before-it-is-made":
+            system = Meanwhile("create", 1, other.make)
+        case "before-it-is-locked":
+            system = Meanwhile("lock", 1, other.take_over)
+    assert make(unindexed, system) == {"", ".index.new"}
+    assert other.path.stat().st_ino == os.fstat(other.file).st_ino
+    assert other.path.read_bytes() == b"theirs"
+
+
+def test_one_that_another_process_finishes_is_not_taken_for_what_was_left(
+    unindexed: Database, other: OtherMaker
+) -> None:
+    other.make()
+    system = Meanwhile("lock", 1, other.finish)
+    with closing(FileStorage(unindexed.path, system=system)) as storage:
+        write_checkpoint(storage._shared.current())
+        assert unindexed.index.read_bytes() == b"theirs"
+
+
+def test_an_interrupt_after_an_index_was_made_harms_nobody_elses(
+    unindexed: Database, other: OtherMaker
+) -> None:
+    class Interrupted(OperatingSystem):
+        def rename(self, source: str, target: str) -> None:
+            super().rename(source, target)
+            other.make()
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        make(unindexed, Interrupted())
+    assert other.path.read_bytes() == b"theirs"
+    other.path.unlink()
 
 
 class CountsReads(OperatingSystem):

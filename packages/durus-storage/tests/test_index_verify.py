@@ -10,7 +10,7 @@ import pytest
 
 from durus.file_format import Finding
 from durus.file_storage import FileStorage
-from durus.file_system import OperatingSystem
+from durus.file_system import FileStatus, OperatingSystem
 from durus.index_checkpoint import index_path, write_checkpoint
 from durus.index_file import PAGE_SIZE, IndexFile, IndexHeader, decode_header, encode_header
 from durus.interfaces import Oid, Tid
@@ -58,7 +58,7 @@ def rewrite_entries(path: Path, change: Callable[[Entries], None]) -> None:
     entries = dict(old.items())
     change(entries)
     aside = f"{path}.new"
-    IndexFile.create(SYSTEM, aside, 0o644, old.header.file_id).update(
+    IndexFile.create(SYSTEM, aside, None, old.header.file_id).update(
         sorted(entries.items()),
         old.header.covers,
         next_oid=old.header.next_oid,
@@ -338,8 +338,8 @@ class AfterCall(OperatingSystem):
         if name == self.name and self.steps:
             self.steps.pop()()
 
-    def create(self, path: str, mode: int | None = None) -> int:
-        fd = super().create(path, mode)
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
+        fd = super().create(path, like, append=append)
         self._end("create")
         return fd
 

@@ -12,12 +12,17 @@ from durus.growing_log import GrowingLog
 from durus.interfaces import NO_TID, ROOT_OID, Record, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
+    NOT_SYNCED,
     FileHeader,
     LoggedTransaction,
     Mark,
+    Reservation,
+    Void,
     encode_file_header,
     encode_mark,
+    encode_reservation,
     encode_transaction,
+    encode_void,
 )
 from durus.log_index import RecentChanges
 from durus.log_record import encode_record
@@ -100,6 +105,59 @@ def test_a_mark_makes_visible_what_is_before_it_up_to_its_tid(file: FileInParts)
         assert found.catch_up().pending == []
         assert (found.tid, visible(found)) == (4, [4, 3, 2, 1])
     assert list(verify_file(str(file.path))) == []
+
+
+def test_a_log_that_is_read_while_it_grows_shows_what_one_shows_that_is_opened(
+    file: FileInParts, tmp_path: Path
+) -> None:
+    for tid in (1, 2, 3):
+        file.add_transaction(tid)
+    file.add_mark(2)
+    file.add_transaction(4)
+    refused = file.size
+    file.add_transaction(5)
+    file.append(encode_void(FILE_ID, Void(file.size, refused)))
+    file.append(encode_reservation(FILE_ID, Reservation(file.size, 70)))
+    file.add_mark(3)
+    file.add_mark(4)
+    torn = file.size
+    file.add_transaction(6, kept=0.6)
+    file.append(encode_void(FILE_ID, Void(file.size, torn)))
+    file.add_transaction(7)
+    file.add_mark(7, NOT_SYNCED)
+    content = file.path.read_bytes()
+
+    growing = FileInParts(tmp_path / "growing")
+    log = growing.open()
+    before = growing.size
+    for size in range(before, len(content) + 1):
+        growing.append(content[before:size])
+        before = size
+        opened = growing.open()
+        tails = [
+            (t.offset, t.size, [p.tid for p in t.pending])
+            for t in (log.catch_up(), opened.catch_up())
+        ]
+        assert tails[0] == tails[1]
+        for name in ("tid", "end", "next_oid", "unindexed"):
+            assert getattr(log, name) == getattr(opened, name), (size, name)
+        assert list(log.items()) == list(opened.items())
+    assert (log.tid, visible(log)) == (7, [7, 4, 3, 2, 1])
+
+
+def test_an_error_in_the_middle_of_reading_is_the_same_when_it_is_read_again(
+    file: FileInParts,
+) -> None:
+    file.add_transaction(1)
+    file.add_transaction(2)
+    log = file.open()
+    file.add_mark(1)
+    file.add_transaction(3)
+    file.add_mark(9)
+    for _ in range(3):
+        with pytest.raises(CorruptionError, match="mark for tid 9 is out of place"):
+            log.catch_up()
+        assert (log.tid, log.unindexed) == (1, 2)
 
 
 def test_a_mark_for_a_transaction_that_is_not_there_is_damage(file: FileInParts) -> None:

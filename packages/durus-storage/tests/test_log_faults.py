@@ -19,10 +19,17 @@ from durus import file_storage, shared_log
 from durus.error import CommitOutcomeUnknownError, DurusKeyError, StorageError
 from durus.file_storage import FileStorage
 from durus.file_system import FileMap, FileStatus, OperatingSystem
-from durus.interfaces import ROOT_OID, Oid, Tid, Transaction
+from durus.interfaces import ROOT_OID, Tid, Transaction
 from durus.log_format import MARK_SIZE, RESERVATION_SIZE
 from durus.log_verify import verify_file
-from durus.testing.storage_contract import commit, create, make_record, make_transaction, value_of
+from durus.testing.storage_contract import (
+    commit,
+    create,
+    make_record,
+    make_transaction,
+    value,
+    value_of,
+)
 
 T = TypeVar("T")
 
@@ -102,8 +109,9 @@ class FaultySystem(OperatingSystem):
         call = partial(super().open, path, writable=writable, append=append)
         return self._call_to_open("open", path, call)
 
-    def create(self, path: str, mode: int | None = None) -> int:
-        return self._call_to_open("create", path, partial(super().create, path, mode))
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
+        create = partial(super().create, path, like, append=append)
+        return self._call_to_open("create", path, create)
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
         return self._call("read", fd, partial(super().read, fd, size, offset))
@@ -154,11 +162,6 @@ class FaultySystem(OperatingSystem):
 
     def pause(self, seconds: float) -> None:
         self._call("pause", "", partial(super().pause, seconds))
-
-
-def value(storage: FileStorage, oid: Oid) -> object:
-    with closing(storage.snapshot()) as snapshot:
-        return value_of(snapshot.load(oid).record)
 
 
 def steps(system: FaultySystem, *, always: bool = True) -> Iterator[int]:

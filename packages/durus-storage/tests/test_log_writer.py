@@ -67,8 +67,10 @@ def test_nothing_is_visible_before_its_mark(tmp_path: Path) -> None:
     writer = LogWriter(file, HEADER)
     for tid in range(1, 64):
         append(writer, tid, 0)
+    writer.flush()
     assert Log(file).tid == NO_TID
     append(writer, 64, 0)
+    writer.flush()
     assert Log(file).tid == 64
     size = path.stat().st_size
     writer.finish()

@@ -49,7 +49,14 @@ from durus.sqlite_copy import read_sqlite
 from durus.sqlite_snapshot import SqliteSnapshot
 from durus.sqlite_storage import SqliteStorage, open_sqlite, open_sqlite_uri
 from durus.sqlite_verify import verify_sqlite
-from durus.testing.storage_contract import commit, create, make_record, make_transaction, value_of
+from durus.testing.storage_contract import (
+    commit,
+    create,
+    make_record,
+    make_transaction,
+    value,
+    value_of,
+)
 
 
 @pytest.fixture
@@ -63,11 +70,6 @@ def storage(path: Path) -> Iterator[SqliteStorage]:
         yield storage
     assert list(verify_sqlite(str(path))) == []
     assert os.listdir(path.parent) == [path.name]
-
-
-def value(storage: SqliteStorage, oid: Oid) -> object:
-    with closing(storage.snapshot()) as snapshot:
-        return value_of(snapshot.load(oid).record)
 
 
 def exists(storage: SqliteStorage, oid: Oid) -> bool:
@@ -573,6 +575,19 @@ def test_a_fork_waits_until_a_commit_has_ended(path: Path) -> None:
     assert list(verify_sqlite(str(path))) == []
 
 
+def test_a_fork_takes_the_lock_of_other_files_last() -> None:
+    """Else it might wait for a call of SQLite's that waits for it."""
+    script = """
+        import os, sys
+        names = []
+        os.register_at_fork = lambda **calls: names.append(sys._getframe(1).f_globals["__name__"])
+        import durus.sqlite_locks
+        print(*names)
+        """
+    names = run_python(script).split()
+    assert names.index("durus.file_system") < names.index("durus.sqlite_locks")
+
+
 def test_a_file_that_was_replaced_takes_no_commit(path: Path) -> None:
     moved = path.with_name("moved")
     with closing(SqliteStorage(path)) as storage:
@@ -995,8 +1010,8 @@ def test_the_last_transactions_are_remembered_across_a_pack(storage: SqliteStora
     (a,) = create(storage, 1)
     transactions = [make_transaction(storage.tid, {ROOT_OID: make_record(0, [a])})]
     tids = [storage.commit(transactions[0]).tid]
-    for value in range(3):
-        transactions.append(make_transaction(storage.tid, {a: make_record(value)}))
+    for number in range(3):
+        transactions.append(make_transaction(storage.tid, {a: make_record(number)}))
         tids.append(storage.commit(transactions[-1]).tid)
     storage.pack()
     assert [storage.find(t.id) for t in transactions] == tids

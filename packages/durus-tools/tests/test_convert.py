@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import os
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from durus.error import (
 )
 from durus.file_format import StoredDatabase, StoredTransaction
 from durus.file_storage import FileStorage
+from durus.file_system import OperatingSystem
 from durus.formats import FORMATS, find_format
 from durus.interfaces import OID_LIMIT, ROOT_OID, HistoryStorage, Oid, Record, Tid
 from durus.persistent import Persistent
@@ -539,6 +541,38 @@ def test_a_full_disk_is_told_of_the_target(
     assert str(tmp_path / "target") in finished.stdout
     assert ".durus-" not in finished.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["log", "sqlite"])
+def test_a_target_whose_directory_cannot_be_synced_is_there_and_whole(
+    tmp_path: Path, sources: dict[str, Path], to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+
+    def sync_directory(system: OperatingSystem, path: str) -> None:
+        if target.exists():  # when the last step is that alone
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(OperatingSystem, "sync_directory", sync_directory)
+    with pytest.raises(StorageOpenError, match="directory cannot be synced: Input") as caught:
+        convert(sources["log"], target, to=to)
+    assert str(target) in str(caught.value)
+    monkeypatch.undo()
+    check_content(target)
+
+
+@formats
+def test_a_file_system_without_links_has_room_for_a_target(
+    tmp_path: Path, sources: dict[str, Path], to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)  # as on FAT
+    target = tmp_path / "target"
+    convert(sources["log"], target, to=to)
+    assert list(tmp_path.iterdir()) == [target]
+    check_content(target)
 
 
 # Sources by URI

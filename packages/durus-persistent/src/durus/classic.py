@@ -379,7 +379,15 @@ class ClassicAdapter:
             if oid in old_records:
                 refs -= set(split_oids(unpack_record(old_records[oid])[2]))
             suspects |= refs
-        return changed - old_records.keys(), suspects - self._load_existing(suspects).keys()
+        return changed - old_records.keys(), suspects - self._find_existing(suspects)
+
+    def _find_existing(self, oids: Iterable[Oid]) -> set[Oid]:
+        """Those of `oids` that exist; few of their records, which may be large, are in memory."""
+        found: set[Oid] = set()
+        remaining = iter(oids)
+        while batch := list(islice(remaining, _LOADED_AT_ONCE)):
+            found.update(self._load_existing(batch))
+        return found
 
     def _find_never_stored(
         self, writes: Mapping[Oid, Record], created: frozenset[Oid]

@@ -1,7 +1,7 @@
 """A connection: objects in and out of a storage, one transaction after the other.
 
-A transaction lasts from one `commit()` or `abort()` to the next.  The view (`durus.view`) is what
-it sees of the storage; the cache holds the objects.  Invariants:
+A transaction lasts from one `commit()` or `abort()` to the next.  The view (`durus.view`, in
+the past `durus.past`) is what it sees of the storage; the cache holds the objects.  Invariants:
 
     * Every saved object in the cache is as the view's snapshot has it.
     * commit() is refused when an accessed object was changed by somebody else after the snapshot.
@@ -18,11 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast, overload
 
+from durus.blob import BlobChunk
+from durus.blob_upload import ChunkUpload
 from durus.cache import Cache, ObjectDictionary, ReferenceContainer
 from durus.classic import ClassicAdapter, as_storage
 from durus.error import (
     CommitOutcomeUnknownError,
     ConflictError,
+    DanglingReferenceError,
     DurusError,
     DurusKeyError,
     ObjectError,
@@ -37,6 +40,8 @@ from durus.error import (
 from durus.interfaces import (
     ROOT_OID,
     CommitResult,
+    CommittedTransaction,
+    HistoryStorage,
     Oid,
     PackableStorage,
     Record,
@@ -46,6 +51,7 @@ from durus.interfaces import (
 )
 from durus.missing import MissingObject
 from durus.opening import open_storage
+from durus.past import open_past
 from durus.persistent import (
     GHOST,
     ConnectionBase,
@@ -56,6 +62,8 @@ from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
 from durus.record import join_record
 from durus.serialize import ObjectReader, ObjectWriter
+from durus.times import When
+from durus.undo import undo
 from durus.view import View
 
 if TYPE_CHECKING:
@@ -103,6 +111,7 @@ class Connection(ConnectionBase, Generic[R]):
         cache_size: int = 100_000,
         root_class: None = None,
         *,
+        at: When | None = None,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         import_classes: bool | None = None,
@@ -115,6 +124,7 @@ class Connection(ConnectionBase, Generic[R]):
         cache_size: int = 100_000,
         *,
         root_class: type[R],
+        at: When | None = None,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         import_classes: bool | None = None,
@@ -126,6 +136,7 @@ class Connection(ConnectionBase, Generic[R]):
         cache_size: int = 100_000,
         root_class: type[Any] | None = None,
         *,
+        at: When | None = None,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         import_classes: bool | None = None,
@@ -138,21 +149,14 @@ class Connection(ConnectionBase, Generic[R]):
         root_class: the class of the root object, by default PersistentDict.  If there is no root
           yet, one is made by calling it; if there is one of another class,
           WrongClassError.
+        at: see what there was at this tid, at this aware datetime, or so long ago (a timedelta),
+          and nothing else.  Changing an object raises ReadOnlyError.  A path is opened read-only.
+          HistoryUnavailableError if the storage does not keep that past.
         allow: packages, modules or names of which records may make objects; see docs/security.md.
         aliases: {"old.Old": "new.New"} for classes that were renamed.
         import_classes: whether records may import the modules of their classes, as in 4.x; by
           default those of local storages may, and those that a server sends may not.
         """
-        self._opened = isinstance(storage, str | os.PathLike)
-        if isinstance(storage, str | os.PathLike):
-            storage = open_storage(storage)
-        self._storage = as_storage(storage)
-        # A program of 4.x that opened a file by its path calls the classic storage of that file.
-        self.storage = storage.classic if isinstance(storage, ClassicAdapter) else storage
-        if import_classes is None:
-            import_classes = not getattr(self.storage, "is_remote", False)
-        policy = LoadingPolicy(allow=allow, aliases=aliases, import_classes=import_classes)
-        self.reader = ObjectReader(self, policy)
         self.changed: dict[Oid, PersistentObject] = {}
         self.cache = Cache(cache_size)
         self.user = ""
@@ -160,15 +164,37 @@ class Connection(ConnectionBase, Generic[R]):
         self._spare_oids: list[Oid] = []
         self._writer: ObjectWriter | None = None
         self._loading: set[Oid] = set()
-        self._view = View(self._storage, self._forget)
+        self._view, self._opened = self._open_view(storage, at)
+        found = self._storage = self._view.storage
+        # A program of 4.x that opened a file by its path calls the classic storage of that file.
+        self.storage = found.classic if isinstance(found, ClassicAdapter) else found
         try:
+            if import_classes is None:
+                import_classes = not getattr(self.storage, "is_remote", False)
+            policy = LoadingPolicy(allow=allow, aliases=aliases, import_classes=import_classes)
+            self.reader = ObjectReader(self, policy)
             self.root: R = self._open_root(root_class)
         except BaseException:
             self.close()
             raise
 
+    def _open_view(
+        self, storage: "str | PathLike[str] | Storage | ClassicStorage", at: When | None
+    ) -> tuple[View, bool]:
+        """What the connection sees of a storage, and whether that was opened here."""
+        if at is not None:
+            return open_past(storage, self._forget, at)
+        if not isinstance(storage, str | os.PathLike):
+            return View(as_storage(storage), self._forget), False
+        opened = open_storage(storage)
+        try:
+            return View(as_storage(opened), self._forget), True
+        except BaseException:
+            opened.close()
+            raise
+
     def __repr__(self) -> str:
-        return f"<Connection @{id(self):x} to {self.storage}>"
+        return f"<{type(self).__name__} @{id(self):x} to {self.storage}>"
 
     def __enter__(self) -> Self:
         return self
@@ -224,6 +250,18 @@ class Connection(ConnectionBase, Generic[R]):
         """The root object."""
         return self.root
 
+    @property
+    def tid(self) -> Tid:
+        """The newest transaction that this connection sees."""
+        return self._view.tid
+
+    @property
+    def transaction(self) -> CommittedTransaction | None:
+        """That transaction, with its time, user and note; None if it is not kept."""
+        if not isinstance(self._storage, HistoryStorage):
+            return None
+        return next(iter(self._storage.transactions(self.tid, Tid(self.tid + 1))), None)
+
     # Objects in.
 
     @overload
@@ -276,7 +314,7 @@ class Connection(ConnectionBase, Generic[R]):
         if obj is None:
             cls = self.reader.policy.load_class(revision.record.class_pickle, oid)
             obj = self.cache.get_instance(oid, cls, self)
-        if obj._p_is_ghost() and not isinstance(obj, MissingObject):
+        if obj._p_is_ghost() and not isinstance(obj, MissingObject | BlobChunk):
             self._fill(obj, revision)
         return obj
 
@@ -296,11 +334,7 @@ class Connection(ConnectionBase, Generic[R]):
             )
         self._loading.add(oid)
         try:
-            try:
-                revision = self._view.load(oid)
-            except DurusKeyError as error:  # a pack removed it since the reference was loaded
-                raise ReadConflictError([oid]) from error
-            self._fill(obj, revision)
+            self._fill(obj, self._view.load_referenced(oid))
         finally:
             self._loading.discard(oid)
 
@@ -333,7 +367,7 @@ class Connection(ConnectionBase, Generic[R]):
         """An object is about to be changed for the first time in this transaction."""
         oid = obj._p_oid
         assert oid is not None
-        self._view.accessed.add(oid)
+        self._view.note_change(obj)
         self.changed[oid] = obj
 
     def commit(self) -> Tid | None:
@@ -351,20 +385,33 @@ class Connection(ConnectionBase, Generic[R]):
 
     def _store(self, objects: Iterable[PersistentObject]) -> CommitResult:
         """Commit these objects and the new ones that they lead to."""
+        upload = ChunkUpload(self._storage, self._view.accessed, self.user)
+        try:
+            return self._store_once(objects, upload)
+        except DanglingReferenceError as error:
+            if not upload.oids.issuperset(error.oids):
+                raise
+        # A pack has removed parts of blobs, as nothing referred to them yet.
+        upload = ChunkUpload(self._storage, self._view.accessed, self.user)
+        return self._store_once(objects, upload)
+
+    def _store_once(self, objects: Iterable[PersistentObject], upload: ChunkUpload) -> CommitResult:
         if self._writer is not None:
             raise UnstorableError("commit() was called by a __getstate__, in the middle of another")
         self._view.check_process()
         writer = self._writer = ObjectWriter(self, self.reader.policy)
         try:
             written = self._make_records(writer, objects)
-            created = [obj._p_oid for obj in writer.new_objects if obj._p_oid is not None]
+            chunks = [obj for obj in writer.new_objects if isinstance(obj, BlobChunk)]
+            rest = upload.store(chunks, writer.make_record)
+            created = {obj._p_oid for obj in writer.new_objects if obj._p_oid is not None}
             result = self._storage.commit(
                 Transaction(
                     id=int.from_bytes(os.urandom(8), "big"),
                     snapshot_tid=self._view.snapshot.tid,
                     accessed=self._view.accessed,
-                    created=frozenset(created),
-                    writes={oid: record for oid, (_, record) in written.items()},
+                    created=frozenset(created - upload.oids),
+                    writes=rest | {oid: record for oid, (_, record) in written.items()},
                     time_ns=time.time_ns(),
                     user=self.user,
                     note=self.note,
@@ -374,7 +421,7 @@ class Connection(ConnectionBase, Generic[R]):
             for obj in writer.new_objects:
                 self.cache.recent_objects.discard(obj)
                 self.changed.pop(cast(Oid, obj._p_oid), None)
-            oids = writer.forget_new_objects()
+            oids = [oid for oid in writer.forget_new_objects() if oid not in upload.oids]
             if _nothing_happened(error, oids):
                 self._spare_oids.extend(reversed(oids))
             raise
@@ -387,13 +434,19 @@ class Connection(ConnectionBase, Generic[R]):
             self.cache[oid] = obj
             _setattribute(obj, "_p_tid", result.tid)
             obj._p_set_status_saved()
+        for chunk in chunks:
+            self.cache[cast(Oid, chunk._p_oid)] = chunk
+            chunk._p_set_status_ghost()
         self.changed.clear()
         return result
 
     def _make_records(
         self, writer: ObjectWriter, objects: Iterable[PersistentObject]
     ) -> dict[Oid, tuple[PersistentObject, Record]]:
-        """Pickle these objects and the new ones that they lead to; their status stays as it is."""
+        """Pickle these objects and the new ones that they lead to, but for new parts of blobs.
+
+        Their status stays as it is.
+        """
         written: dict[Oid, tuple[PersistentObject, Record]] = {}
         queue = deque(objects)
         try:
@@ -406,7 +459,11 @@ class Connection(ConnectionBase, Generic[R]):
                     written[obj._p_oid] = obj, record
                     # For now, so that a change by the __getstate__ of another one is noticed.
                     obj._p_set_status_saved()
-                    queue.extend(new for new in writer.new_objects[known:] if new is not obj)
+                    queue.extend(
+                        new
+                        for new in writer.new_objects[known:]
+                        if new is not obj and not isinstance(new, BlobChunk)
+                    )
                 queue.extend(obj for obj in self.changed.values() if obj._p_is_unsaved())
                 if not queue:
                     return written
@@ -453,12 +510,26 @@ class Connection(ConnectionBase, Generic[R]):
 
     def pack(self) -> None:
         """Give up uncommitted changes, and let the storage drop what is no longer needed."""
+        self._view.check_writable()
         self.abort()
         if not isinstance(self._storage, PackableStorage):
             raise StorageError(f"{self.storage} cannot be packed")
         self._storage.pack()
         self._forget(None)  # what was removed shall not look as if it were still there
         self.abort()
+
+    def undo(self, tid: Tid) -> Tid:
+        """Give up uncommitted changes, undo a transaction by a new one, and see the result.
+
+        The user is that of this connection, and so is the note, if there is one.  Returns the tid
+        of the new transaction, and raises UndoError, as `durus.undo.undo`.
+        """
+        self._view.check_writable()
+        note = self.note or None
+        self.abort()
+        undone = undo(self._storage, tid, user=self.user, note=note)
+        self.abort()
+        return undone
 
     def _open_root(self, root_class: type[Any] | None) -> Any:
         # A generic alias such as BTree[str, int] stands for its class.

@@ -15,6 +15,7 @@ Each says what happened, to which object or where in which file, and what to do 
         WrongClassError                it is of another class than was asked for
       StorageError                   something is wrong with a storage
         DanglingReferenceError         a commit refers to an object that does not exist
+        UndoError                      a transaction cannot be undone
         CommitOutcomeUnknownError      the commit may or may not have happened
         StorageClosedError             it was closed
         ServerLostError                its server does not answer any more
@@ -63,6 +64,7 @@ __all__ = [
     "StorageError",
     "StorageLockedError",
     "StorageOpenError",
+    "UndoError",
     "UnstorableError",
     "UnsupportedFormatError",
     "WriteConflictError",
@@ -163,6 +165,20 @@ class DanglingReferenceError(StorageError):
             ".  A pack has removed them since they were loaded: abort(), and make new ones of what "
             "is still needed"
         )
+
+
+class UndoError(StorageError):
+    """Transaction `tid` cannot be undone, for the `reason`; `oids` are the objects concerned."""
+
+    def __init__(self, tid: int, reason: str, oids: Sequence[bytes] = ()) -> None:
+        super().__init__(tid, reason, oids)
+        self.tid = tid
+        self.reason = reason
+        self.oids = oids
+
+    def __str__(self) -> str:
+        whose = f", oids={_format_oids(self.oids)}" if self.oids else ""
+        return f"transaction {self.tid} cannot be undone: {self.reason}{whose}"
 
 
 class CommitOutcomeUnknownError(StorageError):

@@ -30,6 +30,7 @@ __all__ = [
     "HistoryStorage",
     "Oid",
     "PackableStorage",
+    "Progress",
     "Record",
     "Revision",
     "Snapshot",
@@ -89,7 +90,7 @@ class AccessedOids(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
-    """Everything that one commit carries to the storage."""
+    """Everything that one commit carries to the storage; ValueError if it cannot be stored."""
 
     id: int
     """Random, 64 bits: answers 'was it committed?' when an answer was lost."""
@@ -107,6 +108,9 @@ class Transaction:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if not self.created <= self.writes.keys():
+            missing = min(self.created - self.writes.keys())
+            raise ValueError(f"{missing!r} is to be created, and there is no record of it")
         for text in (self.user, self.note):
             if not isinstance(text, str):
                 raise ValueError(f"the user and the note of a transaction are texts, not {text!r}")
@@ -135,6 +139,16 @@ class CommittedTransaction:
     user: str
     note: str
     oids: Sequence[Oid]
+
+
+class Progress(NamedTuple):
+    """How far something long has come, as a callback is told now and then."""
+
+    what: str
+    """What is being done now, such as "copying"."""
+    done: int
+    total: int
+    """What `done` will be at the end of this; 0 if that is not known."""
 
 
 class Snapshot(Protocol):

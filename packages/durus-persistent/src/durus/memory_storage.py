@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 
 from durus import interfaces
@@ -27,12 +27,14 @@ from durus.interfaces import (
     CommitResult,
     CommittedTransaction,
     Oid,
+    Progress,
     Revision,
     Tid,
     Transaction,
     check_created,
 )
 from durus.record import split_oids
+from durus.times import When, tid_at
 
 __all__ = ["MemoryStorage", "open_memory"]
 
@@ -193,33 +195,52 @@ class MemoryStorage(ClassicCalls):
             self._check_open()
             return next((t.tid for t in self._transactions if t.id == transaction_id), None)
 
-    def pack(self) -> None:
-        """Forget history, and the objects that cannot be reached from the root.
+    def pack(
+        self,
+        *,
+        keep: When | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Forget history, and the objects that nothing leads to which is kept.
+
+        keep: the history since this tid, time, or so long ago stays; by default none.
+        progress: is told at the end how many objects were kept.
 
         Open snapshots go on seeing what they saw.  Without a root nothing happens.
         """
+        keep = None if keep is None else tid_at(keep)
         with self._lock:
             self._check_open()
             if ROOT_OID not in self._revisions:
                 return
+            count = len(self._transactions)
+            if keep is not None:
+                count = bisect_right(self._transactions, keep, key=_tid_of)
+            horizon = self._transactions[count - 1].tid if count else NO_TID
+            if horizon < self._horizon:
+                return
+            later = self._transactions[count:]
             kept: dict[Oid, list[Revision]] = {}
-            todo = [ROOT_OID]
+            todo = [ROOT_OID, *(oid for transaction in later for oid in transaction.oids)]
             while todo:
                 oid = todo.pop()
                 if oid not in kept:
-                    newest = self._revisions[oid][-1]
-                    kept[oid] = [newest]
-                    todo.extend(split_oids(newest.record.refs))
+                    revisions = self._revisions[oid]
+                    older = bisect_right(revisions, horizon, key=_tid_of)
+                    kept[oid] = revisions[max(0, older - 1) :]
+                    todo.extend(ref for _, record in kept[oid] for ref in split_oids(record.refs))
             # Connections still ask what changed since their snapshots, and for transaction ids.
-            room = CHANGES_MAX
-            for index in reversed(range(len(self._transactions))):
+            room = CHANGES_MAX - sum(len(transaction.oids) for transaction in later)
+            for index in reversed(range(count)):
                 room -= len(self._transactions[index].oids)
                 if room < 0:
                     self._forgotten_tid = self._transactions[index].tid
                     del self._transactions[: index + 1]
                     break
             self._revisions = kept
-            self._horizon = self._tid
+            self._horizon = horizon
+        if progress:
+            progress(Progress("packing", len(kept), len(kept)))
 
     def close(self) -> None:
         self._closed = True

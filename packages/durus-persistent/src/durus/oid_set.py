@@ -7,7 +7,7 @@ was read all the same.
 It keeps blocks of 2**shift neighbouring oids, at most `BLOCKS_MAX` of them.  When there are more,
 the blocks grow; at shift 64 the only block is everything.  The invariant: *it is always a superset
 of what was added*, and exactly that while at most `BLOCKS_MAX` oids were added.  A superset only
-adds conflicts.
+adds conflicts; but not with the transaction itself, which excludes what it has stored already.
 """
 
 from collections.abc import Iterable
@@ -27,10 +27,11 @@ _number = int.from_bytes  # big-endian by default
 class OidSet:
     """A set of oids, or a superset of it when it became large."""
 
-    __slots__ = ("_blocks", "_shift")
+    __slots__ = ("_blocks", "_excluded", "_shift")
 
     def __init__(self, oids: Iterable[Oid] = ()) -> None:
         self._blocks: set[int] = set()
+        self._excluded: set[Oid] = set()
         self._shift = 0
         for oid in oids:
             self.add(oid)
@@ -49,14 +50,19 @@ class OidSet:
         """Add all oids that there can be: for scans over the whole database."""
         self._blocks, self._shift = {0}, _OID_BITS
 
+    def exclude(self, oids: Iterable[Oid]) -> None:
+        """Some oids are not in it, however large it grows; nobody has added them, or will."""
+        self._excluded.update(oids)
+
     def overlap(self, oids: Iterable[Oid]) -> list[Oid]:
         """Those of `oids` that are in the set, in their order."""
-        blocks, shift = self._blocks, self._shift
-        return [oid for oid in oids if _number(oid) >> shift in blocks]
+        blocks, shift, excluded = self._blocks, self._shift, self._excluded
+        found = [oid for oid in oids if _number(oid) >> shift in blocks]
+        return [oid for oid in found if oid not in excluded] if excluded else found
 
     def clear(self) -> None:
         """Forget everything, and be exact again."""
-        self._blocks, self._shift = set(), 0
+        self._blocks, self._excluded, self._shift = set(), set(), 0
 
     def _coarsen(self) -> None:
         """Let the blocks grow until half of the room is free, so that this stays rare."""

@@ -4,6 +4,7 @@ The view reads from a snapshot at a tid S, and keeps the oids accessed (reading 
 from any cache.  Its invariant, the classic rule of Durus: *an object that was changed after S is
 never loaded next to what was accessed at S*.  Either nothing accessed has changed, then S moves on
 to the newest transaction and `forget` is called with what changed; or ReadConflictError.
+`durus.past` has the view that stands still.
 """
 
 import os
@@ -11,9 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from durus.crawl import crawl, refs_of_revision
-from durus.error import DurusKeyError, ReadConflictError, StorageClosedError, StorageError
-from durus.interfaces import ROOT_OID, CommitResult, Oid, Revision, Snapshot, Storage
+from durus.error import (
+    DurusKeyError,
+    ReadConflictError,
+    ReadOnlyError,
+    StorageClosedError,
+    StorageError,
+)
+from durus.interfaces import ROOT_OID, CommitResult, Oid, Revision, Snapshot, Storage, Tid
 from durus.oid_set import OidSet
+from durus.persistent import PersistentObject
 
 __all__ = ["View"]
 
@@ -22,15 +30,26 @@ class View:
     """The view of a connection, from one transaction to the next.
 
     forget: called with the oids that others changed, or None for all, before they are read anew.
+    snapshot: the one to begin with, if it is not the newest.
     """
 
-    def __init__(self, storage: Storage, forget: Callable[[frozenset[Oid] | None], None]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        forget: Callable[[frozenset[Oid] | None], None],
+        snapshot: Snapshot | None = None,
+    ) -> None:
         self.storage = storage
         self.accessed = OidSet()
         self._forget = forget
         self._closed = False
         self._snapshot: Snapshot | None = None
-        self._use(storage.snapshot())
+        self._use(storage.snapshot() if snapshot is None else snapshot)
+
+    @property
+    def tid(self) -> Tid:
+        """The newest transaction that the connection sees."""
+        return self._tid
 
     @property
     def snapshot(self) -> Snapshot:
@@ -73,7 +92,8 @@ class View:
         if self._closed:
             raise StorageClosedError(f"the connection to {self.storage} is closed")
         newest = self.storage.snapshot()
-        self._forget(self.storage.changes(self._tid, newest.tid))
+        if newest.tid != self._tid:
+            self._forget(self.storage.changes(self._tid, newest.tid))
         self._use(newest)
 
     def begin(self) -> None:
@@ -98,6 +118,23 @@ class View:
         except ReadConflictError:  # a storage without history has just learned of a change
             self._check(oid)
             return self.snapshot.load(oid)
+
+    def load_referenced(self, oid: Oid) -> Revision:
+        """As `load`, for an object that others refer to: so only a pack can have removed it."""
+        try:
+            return self.load(oid)
+        except DurusKeyError as error:
+            raise ReadConflictError([oid]) from error
+
+    def note_change(self, obj: PersistentObject) -> None:
+        """An object is about to be changed.  ReadOnlyError when this is the past."""
+        assert obj._p_oid is not None
+        self.accessed.add(obj._p_oid)
+
+    def check_writable(self) -> None:
+        """ReadOnlyError when nothing can be changed here."""
+        if self.storage.readonly:
+            raise ReadOnlyError(f"{self.storage} is open read-only")
 
     def crawl(
         self, start_oid: Oid = ROOT_OID, batch_size: int = 100

@@ -8,13 +8,16 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 
-from durus.error import StorageOpenError
+from durus.error import StorageError, StorageOpenError
 from durus.file_system import System
+from durus.open_file import OpenFile
 
-__all__ = ["appearing_at", "explain_creation_failure", "link_is_impossible", "replacing"]
+__all__ = ["appearing_at", "create_alone", "link_is_impossible", "making", "replacing"]
+
+F = TypeVar("F", bound=OpenFile)
 
 _NO_LINKS: Final = frozenset([errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
 
@@ -25,8 +28,9 @@ def appearing_at(system: System, path: str) -> Iterator[str]:
 
     It must be synced by then; its name is durable on return.
 
-    Raises FileExistsError if something is there by then, and OSError.  After an error nothing is
-    left; but when it was the sync of the folder that failed, the file is there.
+    Raises FileExistsError if something is there by then, and OSError: then nothing is left.  But
+    when it is the sync of the folder that fails, the file is there, and stays, since others may be
+    using it already: StorageOpenError says so.
     """
     folder = os.path.dirname(path)
     aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
@@ -39,9 +43,14 @@ def appearing_at(system: System, path: str) -> Iterator[str]:
                 raise
             _move(system, aside, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             system.unlink(aside)
-    system.sync_directory(folder)
+    try:
+        system.sync_directory(folder)
+    except OSError as error:
+        reason = f"its directory cannot be synced: {error.strerror or error}"
+        remedy = "without that, a power cut may take the file away"
+        raise StorageOpenError(path, f"{reason}; {remedy}", error.errno) from error
 
 
 @contextlib.contextmanager
@@ -49,9 +58,11 @@ def replacing(system: System, path: str) -> Iterator[str]:
     """Yields a name beside `path`, to make a file at; at the end that takes the place of `path`.
 
     It must be synced by then; its name is not durable on return.  Raises OSError.  After an error
-    nothing has changed.
+    nothing has changed.  The caller has locked the file at `path`, so nobody else is here.
     """
-    aside = f"{path}-{secrets.token_hex(8)}.new"
+    aside = f"{path}.pack"
+    with contextlib.suppress(FileNotFoundError):
+        system.unlink(aside)  # what one has left that was killed
     try:
         yield aside
         system.rename(aside, path)
@@ -59,6 +70,25 @@ def replacing(system: System, path: str) -> Iterator[str]:
         with contextlib.suppress(OSError):
             system.unlink(aside)
         raise
+
+
+def create_alone(system: System, path: str, create: Callable[[], F]) -> F | None:
+    """A new file, made by `create`, and locked; None if somebody else makes one here.  OSError.
+
+    The file at this path belongs to who has it locked: nobody else removes or renames it.  One that
+    is not locked is what a process has left that was killed, or has just been made: then its maker
+    finds out, when it locks the file, that somebody was faster.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        left = OpenFile(system, path, system.open(path, writable=True))
+        if not (left.lock() and left.is_at(path)):
+            return None
+        system.unlink(path)
+    with contextlib.suppress(FileExistsError):
+        file = create()
+        if file.lock() and file.is_at(path):
+            return file
+    return None
 
 
 def link_is_impossible(error: OSError) -> bool:
@@ -87,10 +117,22 @@ def _move(system: System, aside: str, path: str) -> None:
         system.close(place)
 
 
-def explain_creation_failure(path: str, error: OSError) -> StorageOpenError:
-    """What to raise when the file could not be made."""
-    reason = error.strerror or str(error)
+@contextlib.contextmanager
+def making(path: str) -> Iterator[None]:
+    """What the operating system refuses in here is a StorageOpenError: why the file is not made."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        reason = f"cannot be made: {_explain(path, error)}"
+        raise StorageOpenError(path, reason, error.errno) from error
+
+
+def _explain(path: str, error: OSError) -> str:
     folder = os.path.dirname(path)
+    if isinstance(error, FileExistsError):
+        return "something is there already, and nothing is overwritten"
     if isinstance(error, FileNotFoundError) and not os.path.isdir(folder):
-        reason = f"the directory {folder} does not exist"
-    return StorageOpenError(path, f"cannot be made: {reason}", error.errno)
+        return f"the directory {folder} does not exist"
+    return error.strerror or str(error)

@@ -10,7 +10,7 @@ import os
 import stat
 from typing import Final
 
-from durus.appearing import appearing_at, explain_creation_failure
+from durus.appearing import appearing_at, making
 from durus.error import (
     CommitOutcomeUnknownError,
     CorruptionError,
@@ -18,7 +18,7 @@ from durus.error import (
     StorageOpenError,
 )
 from durus.file import File
-from durus.file_system import OperatingSystem
+from durus.file_system import FileStatus, OperatingSystem
 from durus.log_open import explain_failure
 from durus.utils import RandomAccessFile, ShortRead
 
@@ -162,24 +162,22 @@ def fill_if_empty(file: File, new: bytes) -> None:
 
 
 def _make_missing_file(path: str, new: bytes) -> None:
-    try:
-        with (
-            contextlib.suppress(FileExistsError),  # another process was first: its is used
-            appearing_at(_SYSTEM, path) as aside,
-            contextlib.closing(make_empty_file(aside)) as file,
-        ):
-            file.write(new)
-            file.fsync()
-    except OSError as error:
-        raise explain_creation_failure(path, error) from error
+    with (
+        making(path),
+        contextlib.suppress(FileExistsError),  # another process was first: its is used
+        appearing_at(_SYSTEM, path) as aside,
+        contextlib.closing(make_empty_file(aside)) as file,
+    ):
+        file.write(new)
+        file.fsync()
 
 
-def make_empty_file(path: str, mode: int | None = None) -> File:
-    """Make a file that is not there yet, and lock it; with the permissions of `mode`, or as usual.
+def make_empty_file(path: str, like: FileStatus | None = None) -> File:
+    """Make a file that is not there yet, and lock it; OSError.
 
-    Raises OSError.
+    like: as for `System.create`.
     """
-    _SYSTEM.close(_SYSTEM.create(path, mode))
+    _SYSTEM.close(_SYSTEM.create(path, like))
     file = File(path)
     try:
         file.obtain_lock()

@@ -25,6 +25,7 @@ from durus.classic_file import (
     sync_directory_of,
 )
 from durus.classic_format import ClassicFormat
+from durus.classic_history import ClassicHistory
 from durus.error import (
     CorruptionError,
     DurusKeyError,
@@ -242,7 +243,7 @@ class ClassicFileStorage(Storage):
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # what is left of a pack that did not come to its end
-            packed = make_empty_file(path, self._get_file().stat().st_mode)
+            packed = make_empty_file(path, self._get_file().status())
             yield from write(packed)
         except OSError as error:
             if isinstance(error, StorageError):
@@ -273,6 +274,10 @@ class ClassicFileStorage(Storage):
         self._is_directory_synced = False
 
     # What the format does not have
+
+    def open_history(self) -> ClassicHistory:
+        """Open the file once more, to read the transactions since its last pack."""
+        return ClassicHistory(self.get_filename())
 
     def snapshot(self, at: object = None) -> NoReturn:
         self._refuse_history()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from durus import dfs20_format, serialize, shelf_format
-from durus.appearing import appearing_at, explain_creation_failure
+from durus.appearing import appearing_at, making
 from durus.classic_file import ReadAhead, make_empty_file, name_of
 from durus.classic_format import ClassicFormat
 from durus.dfs20_format import DFS20
@@ -115,7 +115,8 @@ def write_shelf(path: str, database: StoredDatabase) -> None:
     """Make a new, packed SHELF-1 file of a database that has each oid once; durable on return.
 
     Raises StorageOpenError when the file cannot be made, StorageError when it cannot hold the
-    database, and whatever the database raises while it is read; then there is no file.
+    database, and whatever the database raises while it is read; then there is no file, unless it is
+    the sync of its directory that has failed.
     """
     with _new_file(path) as file:
         for _ in Shelf.generate_shelf(file, _check_density(_encode(database))):
@@ -156,9 +157,9 @@ def _encode(database: StoredDatabase) -> Iterator[tuple[bytes, bytes]]:
 
 @contextlib.contextmanager
 def _new_file(path: str) -> Iterator[File]:
-    """An empty file, which is durable and has its name at the end, or is not there any more."""
+    """An empty file, which is durable and has its name at the end: see `appearing_at`."""
     path = os.path.abspath(path)
-    try:
+    with making(path):
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         with (
@@ -167,7 +168,3 @@ def _new_file(path: str) -> Iterator[File]:
         ):
             yield file
             file.fsync()
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise explain_creation_failure(path, error) from error

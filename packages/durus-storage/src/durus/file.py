@@ -2,7 +2,8 @@
 
 The file storages of Durus 4.x are built on it, and so are programs that made their own.  What is
 written is with the operating system when `write` returns, nothing is held back in a buffer.  The
-invariant: *whoever writes has the lock*, a flock on the file itself, which 4.3 takes, too.
+invariants: *whoever writes has the lock*, a flock on the file itself, which 4.3 takes, too; and a
+forked child has neither, as what its parent knows of the file is soon not true any more.
 """
 
 import contextlib
@@ -11,10 +12,11 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from os import PathLike
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, NoReturn, cast
 
-from durus.error import ReadOnlyError, StorageLockedError, StorageOpenError
-from durus.file_system import OperatingSystem
+from durus.error import ReadOnlyError, StorageError, StorageLockedError, StorageOpenError
+from durus.file_system import FileStatus, OperatingSystem, opening
+from durus.open_file import forget_in_children
 
 __all__ = ["File"]
 
@@ -43,15 +45,17 @@ class File:
         self.has_lock = False
         self._temporary = name is None
         self._remove: weakref.finalize[..., File] | None = None
-        self._lock_pid = 0
+        self._pid = os.getpid()
+        forget_in_children(self)
         if name is None:
             if readonly:
                 raise AssertionError("a temporary file is new: it cannot be read-only")
             options = {"buffering": 0, "delete": True, **kwargs}
             # Not by itself: it would remove the file at the end of a forked child, too.
-            temporary = tempfile.NamedTemporaryFile(**{**options, "delete": False})  # noqa: SIM115 (kept)
-            self.file = cast(BinaryIO, temporary)
-            self._name = self._path = self.file.name
+            with opening():
+                temporary = tempfile.NamedTemporaryFile(**{**options, "delete": False})  # noqa: SIM115 (kept)
+                self._name = self._path = temporary.name
+                self.file = cast(BinaryIO, temporary)
             if options["delete"]:
                 self._remove = weakref.finalize(self, _remove_temporary, self._path, os.getpid())
             return
@@ -59,10 +63,12 @@ class File:
         self._path = os.path.abspath(self._name)
         """Names the same file when the process has changed its folder."""
         if not readonly:
-            self.file = open(name, "r+b", buffering=0, opener=_open_or_make)  # noqa: SIM115 (kept)
+            with opening():
+                self.file = open(name, "r+b", buffering=0, opener=_open_or_make)  # noqa: SIM115 (kept)
             return
         try:
-            self.file = open(name, "rb")  # noqa: SIM115 (kept)
+            with opening():
+                self.file = open(name, "rb")  # noqa: SIM115 (kept)
         except FileNotFoundError as error:
             raise StorageOpenError(name, "there is no such file", error.errno) from error
 
@@ -89,7 +95,7 @@ class File:
             there = _SYSTEM.path_status(self._path)
         except FileNotFoundError:
             return False
-        return there.identity == _SYSTEM.status(self.file.fileno()).identity
+        return there.identity == self.status().identity
 
     def seek(self, n: int, whence: int = 0) -> None:
         """Go to an offset; from the end if `whence` is 2."""
@@ -109,8 +115,12 @@ class File:
         """OSError when its path names nothing any more."""
         return os.stat(self._path)
 
+    def status(self) -> FileStatus:
+        """What there is to know of the open file, whatever its path names."""
+        return _SYSTEM.status(self.file.fileno())
+
     def __len__(self) -> int:
-        return _SYSTEM.status(self.file.fileno()).size
+        return self.status().size
 
     def obtain_lock(self) -> None:
         """Lock the file, if this File has not done that already.
@@ -132,11 +142,9 @@ class File:
                 )
             _SYSTEM.pause(_READERS_PAUSE_S)
         self.has_lock = True
-        self._lock_pid = os.getpid()
 
     def release_lock(self) -> None:
-        # A forked child has the same lock: unlocking there would take it from the parent.
-        if self.has_lock and self._lock_pid == os.getpid():
+        if self.has_lock:
             _SYSTEM.unlock(self.file.fileno())
         self.has_lock = False
 
@@ -193,6 +201,36 @@ class File:
         self.file.close()
         if self._remove is not None:
             self._remove()
+
+    def forget_in_child(self) -> None:
+        """Close the file in a process that has just been forked, and leave its parent the lock."""
+        file = getattr(self, "file", None)
+        if file is None or isinstance(file, _LeftToParent):
+            return
+        self.file = cast(BinaryIO, _LeftToParent(self._name, self._pid))
+        self.has_lock = False
+        raw = getattr(file, "raw", file)  # without a buffer: what is in that is the parent's
+        with contextlib.suppress(OSError):
+            raw.close()
+
+
+class _LeftToParent:
+    """What a File has in a forked child: whoever uses it is told to open the file anew."""
+
+    closed = True
+
+    def __init__(self, name: str, pid: int) -> None:
+        self._name = name
+        self._pid = pid
+
+    def close(self) -> None:
+        pass
+
+    def __getattr__(self, attribute: str) -> NoReturn:
+        raise StorageError(
+            f"{self._name} was opened by process {self._pid} before it forked this one; open the "
+            "file in the process that uses it"
+        )
 
 
 def _remove_temporary(path: str, pid: int) -> None:

@@ -14,7 +14,7 @@ import secrets
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from os import PathLike
@@ -29,14 +29,13 @@ from durus.error import (
 from durus.file_format import choose_format, recognise, recognise_start
 from durus.file_system import OperatingSystem, System
 from durus.group_commit import GroupCommit, PendingCommit
-from durus.growing_log import GrowingLog
 from durus.interfaces import (
     NO_TID,
     OID_LIMIT,
-    ROOT_OID,
     CommitResult,
     CommittedTransaction,
     Oid,
+    Progress,
     Revision,
     Snapshot,
     Tid,
@@ -44,13 +43,13 @@ from durus.interfaces import (
 )
 from durus.log import Log
 from durus.log_batch import Batch, PreparedTransaction, find_changes
-from durus.log_file import LogFile
 from durus.log_open import make_missing_file
-from durus.log_pack import read_transactions, write_packed
 from durus.oid_batches import OidBatches
+from durus.online_pack import pack_online
 from durus.record import record_to_classic
 from durus.shared_log import CommitStatistics, SharedLog
 from durus.storage import ClassicCalls
+from durus.times import When, tid_at
 from durus.utils import RandomAccessFile
 
 __all__ = ["FileStorage", "TempFileStorage", "open_log"]
@@ -190,7 +189,7 @@ class FileStorage(ClassicCalls):
         self._oids = OidBatches()
         self._oids_lock = threading.Lock()
         _storages.add(self)
-        log = self._catch_up()  # a crash may have left something that nobody has marked
+        log = self._shared.catch_up()
         if not readonly:
             self._shared.check_features(log)
 
@@ -241,13 +240,8 @@ class FileStorage(ClassicCalls):
 
     # Reading
 
-    def _catch_up(self) -> GrowingLog:
-        """The log, with what others have committed."""
-        log = self._shared.catch_up()
-        return self._shared.adopt_tail() if log.has_pending else log
-
     def snapshot(self, at: Tid | None = None) -> Snapshot:
-        log = self._catch_up()
+        log = self._shared.catch_up()
         newest = log.tid
         if at is None or at >= newest:
             return _FileSnapshot(self, log, newest)
@@ -256,7 +250,7 @@ class FileStorage(ClassicCalls):
                 f"{log.path}: there is no snapshot at tid {at}: what was before tid "
                 f"{log.header.horizon} has been packed away"
             )
-        tids = (head.tid for head in log.walk_back() if head.tid <= at)
+        tids = (head.tid for head in log.walk_back(at))
         return _FileSnapshot(self, log, next(tids, NO_TID))
 
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
@@ -270,13 +264,16 @@ class FileStorage(ClassicCalls):
         After a pack those that it kept: all that wrote the newest revision of an object, and the
         last 1,000; with the oids whose records are still there, of which there may be none.
         """
+        log = self._shared.catch_up()
+        first = NO_TID if start is None else start
+        end = Tid(log.tid + 1) if stop is None else min(stop, Tid(log.tid + 1))
         return (
             CommittedTransaction(t.tid, t.head.id, t.head.time_ns, t.user, t.note, t.oids)
-            for t in read_transactions(self._catch_up(), start, stop)
+            for t in log.walk(first, end)
         )
 
     def revisions(self, oid: Oid) -> Iterator[Revision]:
-        log = self._catch_up()
+        log = self._shared.catch_up()
         found = log.revisions(oid, log.tid)
         newest = next(found, None)
         if newest is None:
@@ -292,7 +289,7 @@ class FileStorage(ClassicCalls):
         the file still does not let that be done.
         """
         if self.readonly:
-            log: Log = self._catch_up()
+            log: Log = self._shared.catch_up(whole=True)
         else:
             failure = "the end of the log could not be settled"
             with self._commits.leading, self._shared.locked(failure) as settled:
@@ -356,45 +353,39 @@ class FileStorage(ClassicCalls):
     def _exists(self, oid: Oid) -> bool:
         return self._shared.current().find_slot(oid) != 0
 
-    def pack(self) -> None:
-        """Forget history, and the objects that cannot be reached from the root.
+    def pack(
+        self,
+        *,
+        keep: When | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        keep_old: bool = False,
+    ) -> None:
+        """Forget history, and the objects that nothing leads to which is kept.
 
-        Open snapshots go on seeing what they saw.  Without a root nothing happens.  Everybody
-        else waits meanwhile.  After an error, as far as anybody sees, nothing has changed.
+        keep: the history since this tid, time, or so long ago stays; by default none.
+        progress: is called now and then; what it raises ends the pack.
+        keep_old: whether the old file stays beside the new one, with `.old` after its name (in the
+            place of an earlier one).
+
+        Others read and commit meanwhile, and wait at the end for a moment.  Open snapshots go on
+        seeing what they saw.  Without a root nothing happens.  Raises StorageError, also when
+        somebody else is packing the file or there is no room for the new one; after an error, as
+        far as anybody sees, nothing has changed.
         """
-        failure = "the file could not be packed"
-        with self._commits.leading, self._shared.locked(failure) as log:
-            if log.find_slot(ROOT_OID):
-                self._pack(log)
+        self._shared.check_writable()
+        pack_online(
+            self._shared,
+            self._commits.leading,
+            keep=None if keep is None else tid_at(keep),
+            keep_old=keep_old,
+            report=progress or (lambda progress: None),
+        )
 
     def get_packer(self) -> Iterator[str]:
         """An iterator that packs, for programs of 4.x: all at once, after its first step."""
         yield f"started {datetime.now()}"
         self.pack()
         yield f"finished {datetime.now()}"
-
-    def _pack(self, log: GrowingLog) -> None:
-        system = self._system
-        path = os.path.realpath(log.path)
-        aside = f"{path}.pack"
-        with contextlib.suppress(FileNotFoundError):
-            system.unlink(aside)  # a pack that did not come to its end
-        file = LogFile(system, log.path, system.create(aside, log.file.status().mode))
-        try:
-            file.lock()  # nobody else knows it; it will be the one that others must not lock
-            write_packed(log, file, secrets.token_bytes(16))
-            packed = GrowingLog(file, log.recent)
-            packed.keeps_lock = log.keeps_lock
-            system.rename(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                system.unlink(aside)
-            raise
-        try:
-            self._shared.replace(packed)
-        finally:
-            if not packed.keeps_lock:
-                file.unlock()
 
 
 _storages: "weakref.WeakSet[FileStorage]" = weakref.WeakSet()

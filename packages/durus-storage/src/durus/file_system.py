@@ -2,21 +2,28 @@
 
 `System` is what they ask for; `OperatingSystem` is the real one, and tests put others in its
 place, which fail, lose power, or run several processes at once.
+
+Invariant: a forked child has none of the files that its parent has open.  They are closed before
+any of its code runs: a lock (`flock`) lasts as long as anybody has the descriptor, so a child would
+keep it when its parent is killed.  They are not unlocked: that would take the lock from the parent.
 """
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
 import stat
 import sys
+import threading
 import time
-from collections.abc import Sized
+import weakref
+from collections.abc import Iterator, Sized
 from typing import Final, Literal, NamedTuple, Protocol
 
 import durus.error  # noqa: F401 (it guards against Durus 4.x)
 
-__all__ = ["FileMap", "FileStatus", "LockHolder", "OperatingSystem", "System"]
+__all__ = ["FileMap", "FileStatus", "LockHolder", "OperatingSystem", "System", "opening"]
 
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     [
@@ -57,6 +64,8 @@ class FileStatus(NamedTuple):
     """Device and inode: two files are the same if these are."""
     size: int
     mode: int
+    uid: int
+    gid: int
 
     @property
     def is_regular(self) -> bool:
@@ -96,8 +105,13 @@ class System(Protocol):
         """append: whether all that is written goes to the end; else use `write`."""
         ...
 
-    def create(self, path: str, mode: int | None = None) -> int:
-        """Make a new file, open for appending; its permissions are as usual, or those of `mode`."""
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
+        """Make a new file, and open it to write.
+
+        like: a file whose permissions it gets, and, as far as that is allowed, whose owner and
+            group; None: these are as usual.
+        append: as for `open`.
+        """
         ...
 
     def close(self, fd: int) -> None: ...
@@ -138,6 +152,18 @@ class System(Protocol):
 
     def sync_directory(self, path: str) -> None: ...
 
+    def make_directory(self, path: str) -> None:
+        """Make a directory; FileExistsError when something is there."""
+        ...
+
+    def list_directory(self, path: str) -> list[str]:
+        """The names of what is in it."""
+        ...
+
+    def free_space(self, path: str) -> int:
+        """How many bytes can still be written to files in this folder."""
+        ...
+
     def lock(self, fd: int, *, shared: bool = False) -> bool:
         """Lock the file for this descriptor; False when another one has it locked."""
         ...
@@ -166,16 +192,23 @@ class OperatingSystem:
         flags = os.O_RDONLY
         if writable:
             flags = os.O_RDWR | (os.O_APPEND if append else 0)
-        return os.open(path, flags | os.O_CLOEXEC)
+        with opening():
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            _descriptors.add(fd)
+        return fd
 
-    def create(self, path: str, mode: int | None = None) -> int:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o666 if mode is None else 0o600)
-        if mode is not None:
-            os.fchmod(fd, stat.S_IMODE(mode))
+    def create(self, path: str, like: FileStatus | None = None, *, append: bool = True) -> int:
+        flags = os.O_RDWR | (os.O_APPEND if append else 0) | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with opening():
+            fd = os.open(path, flags, 0o666 if like is None else 0o600)
+            _descriptors.add(fd)
+        if like is not None:
+            _give_to(fd, like.uid, like.gid)
+            os.fchmod(fd, stat.S_IMODE(like.mode))
         return fd
 
     def close(self, fd: int) -> None:
+        _descriptors.discard(fd)  # first: then it may be that of another file
         os.close(fd)
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
@@ -188,7 +221,10 @@ class OperatingSystem:
         return os.pwrite(fd, content, offset)
 
     def map(self, fd: int, size: int) -> FileMap:
-        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        with opening():  # it has a descriptor of its own
+            found = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+            _maps.add(found)
+        return found
 
     def sync(self, fd: int) -> None:
         if sys.platform == "darwin":  # there fsync does not reach the medium
@@ -197,12 +233,10 @@ class OperatingSystem:
             os.fdatasync(fd)
 
     def status(self, fd: int) -> FileStatus:
-        found = os.fstat(fd)
-        return FileStatus((found.st_dev, found.st_ino), found.st_size, found.st_mode)
+        return _status_of(os.fstat(fd))
 
     def path_status(self, path: str) -> FileStatus:
-        found = os.stat(path)
-        return FileStatus((found.st_dev, found.st_ino), found.st_size, found.st_mode)
+        return _status_of(os.stat(path))
 
     def link(self, source: str, target: str) -> None:
         os.link(source, target)
@@ -219,6 +253,16 @@ class OperatingSystem:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def make_directory(self, path: str) -> None:
+        os.mkdir(path)
+
+    def list_directory(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def free_space(self, path: str) -> int:
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
     def lock(self, fd: int, *, shared: bool = False) -> bool:
         # Not lockf: that lock is lost when any descriptor of the file in this process is closed.
@@ -268,6 +312,56 @@ class OperatingSystem:
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+# Forks
+
+_opening = threading.RLock()
+_descriptors: set[int] = set()
+"""Those that are open."""
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def opening() -> Iterator[None]:
+    """In here no other thread forks: for who opens a file, until it is noted where it is found.
+
+    Nothing may be waited for in here that a thread could hold while it forks.
+    """
+    with _opening:
+        yield
+
+
+def _close_in_child() -> None:
+    global _opening
+    _opening = threading.RLock()
+    for found in _maps:
+        with contextlib.suppress(OSError, BufferError):
+            found.close()
+    for fd in _descriptors:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _descriptors.clear()
+
+
+os.register_at_fork(
+    before=lambda: _opening.acquire(),
+    after_in_parent=lambda: _opening.release(),
+    after_in_child=_close_in_child,
+)
+
+
+def _status_of(found: os.stat_result) -> FileStatus:
+    identity = (found.st_dev, found.st_ino)
+    return FileStatus(identity, found.st_size, found.st_mode, found.st_uid, found.st_gid)
+
+
+def _give_to(fd: int, uid: int, gid: int) -> None:
+    """Let a file belong to this user and group, or at least to the group, if that is allowed."""
+    for owner in (uid, -1):
+        with contextlib.suppress(OSError):
+            os.fchown(fd, owner, gid)
+            return
 
 
 def _state_of(pid: int) -> Literal["running", "stopped", "ended"]:

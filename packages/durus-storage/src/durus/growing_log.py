@@ -33,6 +33,8 @@ class GrowingLog(Log):
 
     keeps_lock = False
     """Whether the file is locked for as long as it is open."""
+    is_recovered = False
+    """Whether all is visible that a crash had left whole when the file was opened."""
     _refused: int | None = None
     """What begins here must be sealed: its sync failed, so it must never become visible."""
 

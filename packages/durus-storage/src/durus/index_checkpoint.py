@@ -1,7 +1,8 @@
 """When and how the index file beside a log is opened, brought up to date, and made anew.
 
 Storages call it.  Invariants: nothing here is needed for anything but speed, so nothing that goes
-wrong here may fail a commit; one process at a time updates an index file; a new one appears whole.
+wrong here may fail a commit; one process at a time updates an index file, or makes it; a new one
+appears whole, and whoever makes it may be killed at any moment.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from durus.appearing import replacing
+from durus.appearing import create_alone
 from durus.error import StorageError
 from durus.file_system import System
 from durus.growing_log import GrowingLog
@@ -47,7 +48,7 @@ def renew_index(log: Log) -> None:
 def write_checkpoint(log: GrowingLog) -> None:
     """Let the index file cover all that is visible.
 
-    Does nothing if another process is just updating it.  Raises OSError and StorageError.
+    Does nothing if another process is doing that.  Raises OSError and StorageError.
     """
     state = log.unindexed_state()
     if state is None:
@@ -55,26 +56,28 @@ def write_checkpoint(log: GrowingLog) -> None:
     log.make_durable()  # a power cut must not leave an index of what is not there
     index = open_index(log.file.system, log.path, writable=True)
     if index is None or not log.accepts(index):
-        log.use_index(_make(log, state))
-        return
-    if index.header.covers.end < state.until.end:
-        if not index.lock():
-            return
-        try:
-            _update(log, index, state)
-        except IndexDamagedError:
-            index = _make(log, state)
-        finally:
-            index.unlock()
-    log.use_index(index)
+        index = _make(log, state)
+    elif index.header.covers.end < state.until.end:
+        index = _update(log, index, state)
+    if index is not None:
+        log.use_index(index)
 
 
-def _update(log: Log, index: IndexFile, state: Unindexed) -> None:
-    index.renew()
-    covered = index.header.covers.end
-    if covered < state.until.end:
-        is_enough = 0 < state.since <= covered
-        _cover(index, state.entries if is_enough else _all_entries(log, state), state)
+def _update(log: Log, index: IndexFile, state: Unindexed) -> IndexFile | None:
+    """The index, or one in its place if it is damaged; None if another process is at it."""
+    if not index.lock():
+        return None
+    try:
+        index.renew()
+        covered = index.header.covers.end
+        if covered < state.until.end:
+            is_enough = 0 < state.since <= covered
+            _cover(index, state.entries if is_enough else _all_entries(log, state), state)
+        return index
+    except IndexDamagedError:
+        return _make(log, state)
+    finally:
+        index.unlock()
 
 
 def _cover(
@@ -99,11 +102,27 @@ def _all_entries(log: Log, state: Unindexed) -> Iterator[tuple[int, int]]:
             yield number, slot
 
 
-def _make(log: Log, state: Unindexed) -> IndexFile:
-    system = log.file.system
-    mode = log.file.status().mode
-    with replacing(system, index_path(log.path)) as aside:
-        index = IndexFile.create(system, aside, mode, log.header.file_id)
+def _make(log: Log, state: Unindexed) -> IndexFile | None:
+    """A new one, in the place of what is there; None if another process is making it."""
+    system, path = log.file.system, index_path(log.path)
+    new = f"{path}.new"
+    index = create_alone(
+        system,
+        new,
+        lambda: IndexFile.create(system, new, log.file.status(), log.header.file_id),
+    )
+    if index is None:
+        return None
+    try:
         _cover(index, _all_entries(log, state), state, sync=False)
         index.sync()
+        system.rename(index.path, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if index.is_at(index.path):
+                system.unlink(index.path)
+        raise
+    finally:
+        index.unlock()
+    index.path = path
     return index

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Self
 
 from durus.error import StorageError
-from durus.file_system import System
+from durus.file_system import FileStatus, System
 from durus.interfaces import NO_TID, Tid
 from durus.open_file import OpenFile
 
@@ -35,7 +35,7 @@ _HEADER = struct.Struct(">8sII16sQQQQ4Q4Q")
 _CHECK = struct.Struct(">II")  # checksum, level
 _NUMBER = struct.Struct(">Q")
 _POWERS: Final = [FAN_OUT**level for level in range(9)]
-_CACHED_PAGES_MAX: Final = 2048
+_CACHED_PAGES_MAX: Final = 4096
 _UPDATE_MAX: Final = 1 << 16
 """So many entries are updated at a time."""
 _ATTEMPTS: Final = 3
@@ -114,12 +114,18 @@ def decode_header(content: bytes) -> IndexHeader | None:
 class IndexFile(OpenFile):
     """One index file.  `find` and `items` may be called by any thread, also during an update."""
 
-    def __init__(self, system: System, path: str, fd: int) -> None:
-        """Raises IndexDamagedError and StorageError."""
+    def __init__(
+        self, system: System, path: str, fd: int, header: IndexHeader | None = None
+    ) -> None:
+        """Raises IndexDamagedError and StorageError.
+
+        header: of a file that is still empty; else it is read.
+        """
         super().__init__(system, path, fd)
         self.identity = self.status().identity
-        self.header = self._read_header()
+        self.header = self._read_header() if header is None else header
         self._pages: dict[int, bytes] = {}
+        """Some of them; those of level 0 also by ~ what their numbers have in common."""
 
     @classmethod
     def open(cls, system: System, path: str, *, writable: bool) -> Self:
@@ -127,11 +133,13 @@ class IndexFile(OpenFile):
         return cls(system, path, system.open(path, writable=writable, append=False))
 
     @classmethod
-    def create(cls, system: System, path: str, mode: int, file_id: bytes) -> Self:
-        """A new one, which covers nothing; OSError."""
-        empty = IndexHeader(file_id, Anchor(), Anchor(), next_oid=0, features_read_only=0)
-        OpenFile(system, path, system.create(path, mode)).append(encode_header(empty))
-        return cls.open(system, path, writable=True)
+    def create(cls, system: System, path: str, like: FileStatus | None, file_id: bytes) -> Self:
+        """A new one, which covers nothing, and is empty until it is updated; OSError.
+
+        like: as for `System.create`.
+        """
+        header = IndexHeader(file_id, Anchor(), Anchor(), next_oid=0, features_read_only=0)
+        return cls(system, path, system.create(path, like, append=False), header)
 
     def _read_header(self) -> IndexHeader:
         for attempt in range(_ATTEMPTS):
@@ -196,17 +204,30 @@ class IndexFile(OpenFile):
 
         Raises IndexDamagedError and StorageError.
         """
+        pages = self._pages
+        content = pages.get(~(number // FAN_OUT))
+        if content is None:
+            content = self._find_leaf(number)
+            if content is None:
+                return 0
+            pages[~(number // FAN_OUT)] = content
+        place = 8 * (number % FAN_OUT)
+        found = int.from_bytes(content[place : place + 8])
+        return self._checked(found) if found else 0
+
+    def _find_leaf(self, number: int) -> bytes | None:
+        """The page of level 0 that a number belongs to, if there is one."""
         header = self.header
         if number >= _POWERS[header.height] or not header.root:
-            return 0
+            return None
         found = header.root
-        for level in range(header.height - 1, -1, -1):
+        for level in range(header.height - 1, 0, -1):
             content = self._read_page(found, level)
             place = 8 * (number // _POWERS[level] % FAN_OUT)
             found = int.from_bytes(content[place : place + 8])
             if not found:
-                return 0
-        return self._checked(found)
+                return None
+        return self._read_page(found, 0)
 
     def _checked(self, slot: int) -> int:
         """A slot, which must be in the part of the log that the index may know of."""

@@ -19,6 +19,7 @@ adopted, and seals the rest of an unfinished tail.
 """
 
 import threading
+from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -43,6 +44,7 @@ from durus.log_format import (
 )
 from durus.log_index import LayeredIndex, LogIndex, RecentChanges
 from durus.log_reader import LogReader
+from durus.log_waypoints import Waypoints
 
 __all__ = ["Log", "Tail", "Unindexed"]
 
@@ -120,6 +122,7 @@ class Log(LogReader):
         """Guards what is visible, and the layers of the index."""
         self._tail = Tail([], self.end, self.end)
         self._searched = (0, 0)
+        self._waypoints = Waypoints()
         since = self.header.horizon
         if index is not None and self._begin_with(index):
             since = max(since, self.tid)
@@ -199,11 +202,6 @@ class Log(LogReader):
         return self._settled.tid
 
     @property
-    def has_pending(self) -> bool:
-        """Whether transactions follow that no mark has made visible."""
-        return bool(self._tail.pending)
-
-    @property
     def end(self) -> int:
         """Up to here everything is settled: nothing pending, every entry known."""
         return self._settled.end
@@ -213,9 +211,28 @@ class Log(LogReader):
         """The end of the last visible transaction.  What follows may be sealed by a void."""
         return self._settled.visible_end
 
-    def walk_back(self) -> Iterator[TransactionHead]:
-        """The visible transactions, newest first; CorruptionError."""
-        return self.walk_back_from(self.end)
+    def walk_back(self, until: Tid | None = None) -> Iterator[TransactionHead]:
+        """The visible transactions up to the tid `until`, newest first; CorruptionError."""
+        start = None if until is None else self._waypoints.find_end(until)
+        return self._walk_back(self.end if start is None else start, until)
+
+    def _walk_back(self, end: int, until: Tid | None) -> Iterator[TransactionHead]:
+        for head in self.walk_back_from(end):
+            self._waypoints.note(head)
+            if until is None or head.tid <= until:
+                yield head
+
+    def walk(self, start: Tid, stop: Tid) -> Iterator[LoggedTransaction]:
+        """The visible transactions with start <= tid < stop, oldest first; CorruptionError."""
+        for last in [*self._waypoints.between(start, stop), Tid(stop - 1)]:
+            offsets = array("Q")
+            for head in self.walk_back(last):
+                if head.tid < start:
+                    break
+                offsets.append(head.offset)
+            for offset in reversed(offsets):
+                yield self.read_visible(offset)
+            start = Tid(last + 1)
 
     # What is visible
 
@@ -234,8 +251,9 @@ class Log(LogReader):
             return self._scan(size)
 
     def _scan(self, size: int) -> Tail:
-        position = self.end
-        pending: list[LoggedTransaction] = []
+        end = self.end  # after what the last call found, unless that one was interrupted
+        position = max(end, self._tail.offset)
+        pending = [t for t in self._tail.pending if t.offset >= end]
         while position < size:
             entry = self.read_entry(position, size)
             if isinstance(entry, Mark) and not entry.synced:
@@ -257,7 +275,7 @@ class Log(LogReader):
                     if entry.tid > self.tid and entry.tid not in [t.tid for t in pending]:
                         raise self.corrupt(position, f"a mark for tid {entry.tid} is out of place")
                     self._publish_until(entry.tid, pending)
-                    if entry.tid == self.tid:
+                    if entry.tid == self.tid and not self._settled.is_marked:
                         self._settled = self._settled._replace(is_marked=True)
                 case Void():
                     if entry.start < self._visible_end:
@@ -267,9 +285,11 @@ class Log(LogReader):
                     self.next_oid = max(self.next_oid, entry.next_oid)
             position = entry.end
             if not pending:
-                self._settled = self._settled._replace(end=position)
+                end = position
         if pending and position < size:
             self._check_last_entry(pending, position, size)
+        if end > self.end:
+            self._settled = self._settled._replace(end=end)
         self._tail = Tail(pending, position, size)
         self.file.extend_map(self.end)
         return self._tail

@@ -33,11 +33,10 @@ def find_changes(log: Log, since: Tid, until: Tid) -> frozenset[Oid] | None:
 
 
 def _read_changes(log: Log, since: Tid, until: Tid) -> Iterator[list[Oid]]:
-    for head in log.walk_back():
+    for head in log.walk_back(until):
         if head.tid <= since:
             return
-        if head.tid <= until:
-            yield log.read_transaction(head).oids
+        yield log.read_transaction(head).oids
 
 
 class PreparedTransaction:

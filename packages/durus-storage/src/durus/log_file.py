@@ -1,6 +1,5 @@
 """One open log file: bytes are only ever appended, and what is there for good may be mapped."""
 
-import contextlib
 from typing import Final
 
 from durus.file_system import FileMap, System
@@ -16,17 +15,14 @@ class LogFile(OpenFile):
     """A log file, read through a map as far as that reaches."""
 
     def __init__(self, system: System, path: str, fd: int, *, use_map: bool = False) -> None:
-        super().__init__(system, path, fd)
         self._use_map = use_map
         self._map: FileMap | None = None
         self._mapped = 0
+        super().__init__(system, path, fd)
 
-    def close_in_child(self) -> None:
-        file_map, self._map, self._mapped = self._map, None, 0
-        with contextlib.suppress(OSError, ValueError):
-            if file_map is not None:
-                file_map.close()  # it has a descriptor of its own
-        super().close_in_child()
+    def forget_in_child(self) -> None:
+        self._map, self._use_map = None, False
+        super().forget_in_child()
 
     def read(self, offset: int, size: int) -> bytes:
         file_map = self._map

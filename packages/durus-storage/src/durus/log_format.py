@@ -53,15 +53,17 @@ every bit is covered by a checksum or is compared with what it must be.
 import struct
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from itertools import starmap
+from typing import Final, NamedTuple, NotRequired, TypedDict, Unpack
 
 from durus.error import StorageError
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log_record import SLOT_HEAD_SIZE
 
 __all__ = [
+    "DIRECTORY_ENTRY_SIZE",
     "END_TAG",
     "FILE_HEADER_SIZE",
     "FIXED_SIZE",
@@ -83,6 +85,7 @@ __all__ = [
     "LoggedTransaction",
     "Mark",
     "Reservation",
+    "TransactionFields",
     "TransactionHead",
     "Void",
     "decode_entry_head",
@@ -92,7 +95,10 @@ __all__ = [
     "encode_file_header",
     "encode_mark",
     "encode_reservation",
+    "encode_slots",
+    "encode_trailer",
     "encode_transaction",
+    "encode_transaction_start",
     "encode_void",
     "find_displaced_mark",
 ]
@@ -129,6 +135,7 @@ _SEAL = struct.Struct(">4sIQQQ4s")  # a void or a reservation
 _TRAILER = struct.Struct(">Q4s")
 _DIRECTORY_ENTRY = struct.Struct(">QQI")
 
+DIRECTORY_ENTRY_SIZE: Final = _DIRECTORY_ENTRY.size
 FILE_HEADER_SIZE: Final = _FILE_HEADER.size
 FIXED_SIZE: Final = _TRANSACTION.size
 """So many bytes from the start of an entry say what it is."""
@@ -323,9 +330,13 @@ class LoggedTransaction(NamedTuple):
         size = _DIRECTORY_ENTRY.size
         return [Oid(self.directory[i : i + 8]) for i in range(0, len(self.directory), size)]
 
+    def raw_entries(self) -> Iterator[tuple[int, int, int]]:
+        """As `entries`, without the slots: numbers of oids, previous slots, sizes of records."""
+        return _DIRECTORY_ENTRY.iter_unpack(self.directory)
+
     def entries(self) -> Iterator[DirectoryEntry]:
         slot = self.head.slots_offset
-        for oid, previous, size in _DIRECTORY_ENTRY.iter_unpack(self.directory):
+        for oid, previous, size in self.raw_entries():
             yield DirectoryEntry(oid, slot, previous, size)
             slot += SLOT_HEAD_SIZE + size
 
@@ -451,37 +462,41 @@ def decode_transaction(head: TransactionHead, rest: bytes) -> LoggedTransaction 
     return transaction if known == transaction.extension else None
 
 
-def encode_transaction(
+class TransactionFields(TypedDict):
+    """What a transaction says of itself, its records aside."""
+
+    tid: Tid
+    time_ns: int
+    id: int
+    next_oid: int
+    user: NotRequired[str]
+    note: NotRequired[str]
+    extension: NotRequired[bytes]
+    flags: NotRequired[int]
+
+
+def encode_transaction_start(
     file_id: bytes,
     offset: int,
-    *,
-    tid: Tid,
-    time_ns: int,
-    id: int,
-    next_oid: int,
-    user: str = "",
-    note: str = "",
-    extension: bytes = b"",
-    flags: int = 0,
-    records: Sequence[tuple[Oid, int, bytes]],
+    entries: Sequence[tuple[int, int, int]],
+    **fields: Unpack[TransactionFields],
 ) -> tuple[LoggedTransaction, bytes]:
-    """A transaction to be written at `offset`, as it will be read, and as bytes.
+    """A transaction to be written at `offset`, as it will be read, and its bytes up to its slots.
 
-    records: oid, slot of the previous revision (or 0), encoded record; ascending oids.
+    entries: numbers of oids, ascending, slots of their previous revisions (or 0), and the sizes of
+        their records.  Their slots follow, and `encode_trailer`.
     Raises StorageError when it is too large.
     """
+    user, note, extension = (
+        fields.get("user", ""),
+        fields.get("note", ""),
+        fields.get("extension", b""),
+    )
     texts = [user.encode(), note.encode(), extension]
-    directory = [
-        _DIRECTORY_ENTRY.pack(int.from_bytes(oid), previous, len(record))
-        for oid, previous, record in records
-    ]
-    rest = b"".join([*texts, *directory])
-    distance = FIXED_SIZE + len(rest)
-    slots = []
-    for _, _, record in records:
-        slots += [min(distance, TRANSACTION_SIZE_MAX).to_bytes(SLOT_HEAD_SIZE), record]
-        distance += SLOT_HEAD_SIZE + len(record)
-    size = distance + TRAILER_SIZE
+    directory = b"".join(starmap(_DIRECTORY_ENTRY.pack, entries))
+    rest = b"".join([*texts, directory])
+    size = FIXED_SIZE + len(rest) + TRAILER_SIZE
+    size += sum(SLOT_HEAD_SIZE + entry[2] for entry in entries)
     if size > TRANSACTION_SIZE_MAX:
         raise StorageError(
             f"the transaction takes {size} bytes, and {TRANSACTION_SIZE_MAX} is the most: commit "
@@ -490,22 +505,51 @@ def encode_transaction(
     head = TransactionHead(
         offset,
         size,
-        tid,
-        time_ns,
-        id,
-        next_oid,
-        len(records),
+        fields["tid"],
+        fields["time_ns"],
+        fields["id"],
+        fields["next_oid"],
+        len(entries),
         len(texts[0]),
         len(texts[1]),
         len(texts[2]),
-        flags,
+        fields.get("flags", 0),
         zlib.crc32(rest),
     )
     fixed = _TRANSACTION.pack(TRANSACTION_TAG, 0, *head[1:])
     crc = _crc(file_id, offset, fixed[8:])
-    trailer = _TRAILER.pack(size, END_TAG)
-    content = b"".join([fixed[:4], crc.to_bytes(4), fixed[8:], rest, *slots, trailer])
-    return LoggedTransaction(head, user, note, extension, b"".join(directory)), content
+    content = b"".join([fixed[:4], crc.to_bytes(4), fixed[8:], rest])
+    return LoggedTransaction(head, user, note, extension, directory), content
+
+
+def encode_slots(distance: int, records: Iterable[bytes]) -> Iterator[bytes]:
+    """The slots of encoded records, in two parts each; the first is so far from the start."""
+    for record in records:
+        yield distance.to_bytes(SLOT_HEAD_SIZE)
+        yield record
+        distance += SLOT_HEAD_SIZE + len(record)
+
+
+def encode_transaction(
+    file_id: bytes,
+    offset: int,
+    records: Sequence[tuple[Oid, int, bytes]],
+    **fields: Unpack[TransactionFields],
+) -> tuple[LoggedTransaction, bytes]:
+    """A transaction to be written at `offset`, as it will be read, and as bytes.
+
+    records: oid, slot of the previous revision (or 0), encoded record; ascending oids.
+    Raises StorageError when it is too large.
+    """
+    entries = [(int.from_bytes(oid), previous, len(record)) for oid, previous, record in records]
+    transaction, start = encode_transaction_start(file_id, offset, entries, **fields)
+    slots = encode_slots(len(start), (record for _, _, record in records))
+    return transaction, b"".join([start, *slots, encode_trailer(transaction.head.size)])
+
+
+def encode_trailer(size: int) -> bytes:
+    """The end of a transaction of so many bytes."""
+    return _TRAILER.pack(size, END_TAG)
 
 
 def decode_trailer(content: bytes) -> int | None:

@@ -15,6 +15,7 @@ from typing import Final
 from durus.index_file import IndexFile
 from durus.interfaces import CHANGES_MAX, Oid, Tid
 from durus.log_format import LoggedTransaction
+from durus.log_record import SLOT_HEAD_SIZE
 
 __all__ = ["LayeredIndex", "LogIndex", "RecentChanges"]
 
@@ -68,8 +69,11 @@ class LogIndex:
         block[place] = slot
 
     def add(self, transaction: LoggedTransaction) -> None:
-        for entry in transaction.entries():
-            self.put(entry.oid, entry.slot)
+        put = self.put
+        slot = transaction.head.slots_offset
+        for number, _, size in transaction.raw_entries():
+            put(number, slot)
+            slot += SLOT_HEAD_SIZE + size
 
     def oids(self) -> Iterator[Oid]:
         """The oids of all objects, ascending; another thread may be adding some."""
@@ -177,6 +181,8 @@ class RecentChanges:
         with self._lock:
             if since < self._since:
                 return None
+            if since >= self.newest:
+                return frozenset()
             transactions = list(
                 itertools.takewhile(
                     lambda transaction: transaction.tid > since, reversed(self._transactions)

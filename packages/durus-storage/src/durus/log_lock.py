@@ -5,7 +5,7 @@ nobody waits for ever; who gives up says who has the lock.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from durus.error import StorageLockedError
@@ -13,16 +13,23 @@ from durus.log_file import LogFile
 
 __all__ = ["hold_lock", "obtain_lock"]
 
-_PAUSE_MIN_S: Final = 50e-6
+_PAUSE_MIN_S: Final = 200e-6
 _PAUSE_MAX_S: Final = 0.002
-_PAUSE_PART: Final = 8
+_PAUSE_PART: Final = 4
 """A pause is this part of the time that was waited already: so nobody waits much too long, and
 who waits long asks seldom."""
 
 
-def obtain_lock(file: LogFile, timeout_s: float, *, shared: bool = False) -> float:
+def obtain_lock(
+    file: LogFile,
+    timeout_s: float,
+    *,
+    shared: bool = False,
+    meanwhile: Callable[[], object] = bool,
+) -> float:
     """Lock a file, or raise StorageLockedError after a while; OSError.
 
+    meanwhile: called before each pause.
     Returns the seconds that this took, 0.0 if nobody had it locked.
     """
     if file.lock(shared=shared):
@@ -40,6 +47,7 @@ def obtain_lock(file: LogFile, timeout_s: float, *, shared: bool = False) -> flo
                 f"{timeout_s:g} s, so nothing was written.  Try again when it has finished, or "
                 "wait longer with lock_timeout_s"
             )
+        meanwhile()
         system.pause(min(max(_PAUSE_MIN_S, waited / _PAUSE_PART), _PAUSE_MAX_S))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from durus.appearing import appearing_at, explain_creation_failure, replacing
+from durus.appearing import appearing_at, making, replacing
 from durus.error import (
     CorruptionError,
     NotADatabaseError,
@@ -21,7 +21,7 @@ from durus.error import (
     UnsupportedFormatError,
 )
 from durus.file_format import recognise_start
-from durus.file_system import System
+from durus.file_system import FileStatus, System
 from durus.log_file import LogFile
 from durus.log_format import (
     FILE_HEADER_SIZE,
@@ -141,25 +141,25 @@ def _fill_empty_file(system: System, path: str) -> None:
         if not status.size and system.path_status(path).identity == status.identity:
             path = os.path.realpath(path)
             with replacing(system, path) as aside:
-                _write_header(system, aside)
+                _write_header(system, aside, status)
             system.sync_directory(os.path.dirname(path))
 
 
 def _make_file(system: System, path: str) -> None:
-    try:
-        # Of several processes one is first.
-        with contextlib.suppress(FileExistsError), appearing_at(system, path) as aside:
-            _write_header(system, aside)
-    except OSError as error:
-        raise explain_creation_failure(path, error) from error
+    with (
+        making(path),
+        contextlib.suppress(FileExistsError),  # of several processes one is first
+        appearing_at(system, path) as aside,
+    ):
+        _write_header(system, aside)
 
 
-def _write_header(system: System, path: str) -> None:
+def _write_header(system: System, path: str, like: FileStatus | None = None) -> None:
     header = FileHeader(
         database_id=secrets.token_bytes(16),
         file_id=secrets.token_bytes(16),
         created_ns=time.time_ns(),
     )
-    file = LogFile(system, path, system.create(path))
+    file = LogFile(system, path, system.create(path, like))
     file.append(encode_file_header(header))
     file.sync()

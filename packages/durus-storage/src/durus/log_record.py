@@ -18,7 +18,9 @@ __all__ = [
     "decode_distance",
     "decode_record",
     "encode_record",
+    "is_record",
     "measure_record",
+    "peek_record",
 ]
 
 _KIND_REMOVED: Final = 1
@@ -27,6 +29,8 @@ _CODEC_OF_ALL: Final = 128
 
 _DISTANCE = struct.Struct(">I")
 _RECORD = struct.Struct(">IQBBHII")
+
+_REFS: Final = [struct.Struct(f">{count}Q") for count in range(16)]
 
 SLOT_HEAD_SIZE: Final = _DISTANCE.size
 RECORD_HEAD_SIZE: Final = _RECORD.size
@@ -93,6 +97,38 @@ def decode_record(content: bytes) -> LoggedRecord | None:
     state = refs + 8 * ref_count
     record = Record(content[RECORD_HEAD_SIZE:refs], content[state:], content[refs:state])
     return LoggedRecord(Oid(content[4:12]), codec, kind, record)
+
+
+def peek_record(content: bytes, start: int) -> tuple[int, int, tuple[int, ...]] | None:
+    """The number of the oid of the record at `start`, its size, and what it refers to, as numbers.
+
+    For many records, and so without making objects of them, nor looking at the checksum.  None
+    when it is cut off, or not stored plainly.
+    """
+    if len(content) - start < RECORD_HEAD_SIZE:
+        return None
+    _, number, codec, kind, class_size, ref_count, state_size = _RECORD.unpack_from(content, start)
+    refs = start + RECORD_HEAD_SIZE + class_size
+    end = refs + 8 * ref_count
+    if codec or kind or end > len(content):
+        return None
+    size = end + state_size - start
+    if ref_count < len(_REFS):
+        return number, size, _REFS[ref_count].unpack_from(content, refs)
+    return number, size, struct.unpack_from(f">{ref_count}Q", content, refs)
+
+
+def is_record(content: bytes, start: int, number: int, size: int) -> bool:
+    """Whether a record of so many bytes is at `start`, undamaged, and that of the oid `number`."""
+    end = start + size
+    if size < RECORD_HEAD_SIZE or end > len(content):
+        return False
+    crc, found, codec, _, class_size, ref_count, rest = _RECORD.unpack_from(content, start)
+    if codec < _CODEC_OF_ALL:
+        rest += class_size + 8 * ref_count
+    if found != number or size != RECORD_HEAD_SIZE + rest:
+        return False
+    return bool(crc == zlib.crc32(content[start + 4 : end]))
 
 
 def decode_distance(content: bytes) -> int:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from durus.error import StorageError, StorageOpenError, format_oid
+from durus.appearing import making
+from durus.error import StorageError, format_oid
 from durus.file_format import StoredDatabase, StoredTransaction
 from durus.file_system import OperatingSystem, System
 from durus.growing_log import GrowingLog
@@ -107,11 +108,8 @@ def write_log(path: str, database: StoredDatabase, system: System | None = None)
     """
     system = OperatingSystem() if system is None else system
     path = os.path.abspath(path)
-    try:
+    with making(path):
         file = LogFile(system, path, system.create(path))
-    except OSError as error:
-        reason = f"cannot be made: {error.strerror or error}"
-        raise StorageOpenError(path, reason, error.errno) from error
     try:
         _write_all(file, database)
     except BaseException:

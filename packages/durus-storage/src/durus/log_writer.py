@@ -1,21 +1,29 @@
 """Writing a log file from its header to its last mark: what pack and conversion have in common.
 
-Invariants: the file is nobody's database yet, so it is synced once, at the end; the directories
-name the slots of the previous revisions; and no more than `_MARK_INTERVAL` transactions wait for
-the same mark.
+Invariants: the file is nobody's database yet, so it is synced when somebody asks for it; the
+directories name the slots of the previous revisions; and no more than `_MARK_INTERVAL`
+transactions wait for the same mark.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Unpack
 
+from durus.error import StorageError
+from durus.index_file import Anchor
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
     FileHeader,
+    LoggedTransaction,
     Mark,
+    Reservation,
+    TransactionFields,
     encode_file_header,
     encode_mark,
-    encode_transaction,
+    encode_reservation,
+    encode_slots,
+    encode_trailer,
+    encode_transaction_start,
 )
 from durus.log_index import LogIndex
 
@@ -23,33 +31,44 @@ __all__ = ["LogWriter"]
 
 _MARK_INTERVAL: Final = 64
 """So many transactions share a mark: who opens the file holds what is unmarked in memory."""
+_BUFFER_SIZE: Final = 1 << 16
+_SYNC_INTERVAL: Final = 1 << 23
+"""After so many bytes the file is synced, lest at the end all others wait for the disk."""
 
 
 class LogWriter:
     """Writes to an empty file, which is a log when `finish` returns.  All of it raises OSError."""
 
-    def __init__(self, file: LogFile, header: FileHeader) -> None:
-        self.index = LogIndex()
-        self.tid = NO_TID
+    def __init__(self, file: LogFile, header: FileHeader, index: LogIndex | None = None) -> None:
+        """index: where the slots of what is written are noted."""
+        self.index = LogIndex() if index is None else index
+        self.last: LoggedTransaction | None = None
         """The newest transaction."""
+        self.end = 0
+        """So long is the file, with what is still to be written."""
+        self.next_oid = header.next_oid
         self._file = file
-        self._file_id = header.file_id
-        self._end = header.size
+        self.file_id = header.file_id
         self._unmarked = 0
-        file.append(encode_file_header(header))
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._unsynced = 0
+        self._write(encode_file_header(header))
+
+    @property
+    def tid(self) -> Tid:
+        """That of the newest transaction."""
+        return self.last.tid if self.last else NO_TID
+
+    @property
+    def anchor(self) -> Anchor:
+        """The place after the last mark.  There is a transaction, and nothing after its mark."""
+        assert self.last is not None
+        assert not self._unmarked
+        return Anchor(self.end, self.last.offset, self.last.tid, self.last.head.id)
 
     def append(
-        self,
-        *,
-        tid: Tid,
-        time_ns: int,
-        id: int,
-        next_oid: int,
-        user: str,
-        note: str,
-        extension: bytes = b"",
-        flags: int = 0,
-        records: Sequence[tuple[Oid, bytes]],
+        self, records: Sequence[tuple[Oid, bytes]], **fields: Unpack[TransactionFields]
     ) -> None:
         """Append a transaction.
 
@@ -57,37 +76,82 @@ class LogWriter:
         Raises ValueError when the tid is not larger than the last one, and StorageError when the
         transaction is too large.
         """
-        if tid <= self.tid:
-            raise ValueError(f"tid {tid} does not come after tid {self.tid}")
-        transaction, content = encode_transaction(
-            self._file_id,
-            self._end,
-            tid=tid,
-            time_ns=time_ns,
-            id=id,
-            next_oid=next_oid,
-            user=user,
-            note=note,
-            extension=extension,
-            flags=flags,
-            records=[(oid, self.index.find(oid), record) for oid, record in records],
+        entries = [
+            (int.from_bytes(oid), self.index.find(oid), len(record)) for oid, record in records
+        ]
+        self.append_slots(
+            entries,
+            lambda distance: encode_slots(distance, (record for _, record in records)),
+            **fields,
         )
-        self._file.append(content)
+
+    def append_slots(
+        self,
+        entries: Sequence[tuple[int, int, int]],
+        slots: Callable[[int], Iterable[bytes]],
+        **fields: Unpack[TransactionFields],
+    ) -> None:
+        """Append a transaction whose records need not be in memory together.
+
+        entries: numbers of oids, ascending, slots of their previous revisions in this file (or 0),
+            and the sizes of their records.
+        slots: gives their slots, in parts, being told the distance of the first from the start.
+        Raises as `append`.
+        """
+        if fields["tid"] <= self.tid:
+            raise ValueError(f"tid {fields['tid']} does not come after tid {self.tid}")
+        offset = self.end
+        transaction, start = encode_transaction_start(self.file_id, offset, entries, **fields)
+        self._write(start)
+        for part in slots(len(start)):
+            self._write(part)
+        size = transaction.head.size
+        self._write(encode_trailer(size))
+        if self.end != offset + size:
+            raise StorageError(f"{self._file.path}: the records are not what was announced")
         self.index.add(transaction)
-        self.tid = tid
-        self._end += len(content)
+        self.last = transaction
+        self.next_oid = max(self.next_oid, fields["next_oid"])
         self._unmarked += 1
         if self._unmarked == _MARK_INTERVAL:
-            self._append_mark()
+            self.mark()
 
-    def _append_mark(self) -> None:
-        mark = Mark(self._end, self.tid)
-        self._file.append(encode_mark(self._file_id, mark))
-        self._end = mark.end
-        self._unmarked = 0
+    def reserve(self, next_oid: int) -> None:
+        """Say that oids below `next_oid` have been handed out, if the file does not say so yet."""
+        if next_oid > self.next_oid:
+            self._write(encode_reservation(self.file_id, Reservation(self.end, next_oid)))
+            self.next_oid = next_oid
+
+    def mark(self) -> None:
+        """Mark what has been appended."""
+        if self._unmarked:
+            self._write(encode_mark(self.file_id, Mark(self.end, self.tid)))
+            self._unmarked = 0
+
+    def _write(self, content: bytes) -> None:
+        self._buffer.append(content)
+        self._buffered += len(content)
+        self.end += len(content)
+        if self._buffered >= _BUFFER_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is in memory to the file."""
+        content = b"".join(self._buffer)
+        self._buffer.clear()
+        self._buffered = 0
+        if content:
+            self._file.append(content)
+            self._unsynced += len(content)
+        if self._unsynced >= _SYNC_INTERVAL:
+            self.sync()
+
+    def sync(self) -> None:
+        self._file.sync()
+        self._unsynced = 0
 
     def finish(self) -> None:
-        """Mark the last transactions; durable on return."""
-        if self._unmarked:
-            self._append_mark()
-        self._file.sync()
+        """Mark the last transactions; durable on return.  More may be appended after it."""
+        self.mark()
+        self.flush()
+        self.sync()

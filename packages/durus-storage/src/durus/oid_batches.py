@@ -27,16 +27,19 @@ class OidBatches:
     ) -> list[Oid]:
         """`count` oids that are in no use.
 
-        reserve: reserves so many numbers, or more, in the file; what it raises passes through.
+        reserve: reserves so many numbers, or more, in the file: numbers that are greater than those
+            of all objects, so they are in no use at that moment; what it raises passes through.
+        exists: is asked of those alone that were reserved earlier.
         """
         oids: list[Oid] = []
         while len(oids) < count:
             missing = count - len(oids)
-            if not self._spare:
+            is_new = not self._spare
+            if is_new:
                 self._spare = reserve(max(missing, self._batch))
                 self._batch = min(2 * self._batch, _BATCH_MAX)
             taken, self._spare = self._spare[:missing], self._spare[missing:]
-            found = (Oid(number.to_bytes(8)) for number in taken)
-            # A commit may create an oid that was not handed out to it, such as the root's.
-            oids += [oid for oid in found if not exists(oid)]
+            found = [Oid(number.to_bytes(8)) for number in taken]
+            # Since then, a commit may have created one that was not handed out to it: the root.
+            oids += found if is_new else [oid for oid in found if not exists(oid)]
         return oids

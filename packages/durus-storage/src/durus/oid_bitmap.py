@@ -20,11 +20,11 @@ _BATCH_SIZE_MIN: Final = 256
 _number = int.from_bytes  # big-endian by default
 
 
-def _split_block(key: int, bits: int) -> Iterator[Oid]:
+def _split_block(key: int, bits: int) -> Iterator[int]:
     first = key << _BLOCK_BITS
     while bits:
         lowest = bits & -bits
-        yield Oid((first + lowest.bit_length() - 1).to_bytes(8))
+        yield first + lowest.bit_length() - 1
         bits ^= lowest
 
 
@@ -47,10 +47,14 @@ class OidBitmap:
     def __iter__(self) -> Iterator[Oid]:
         """The oids, ascending; none may be added meanwhile."""
         for key in sorted(self._blocks):
-            yield from _split_block(key, self._blocks[key])
+            for number in _split_block(key, self._blocks[key]):
+                yield Oid(number.to_bytes(8))
 
     def add(self, oid: Oid) -> None:
-        number = _number(oid)
+        self.add_number(_number(oid))
+
+    def add_number(self, number: int) -> None:
+        """Add the oid that is this number."""
         key = number >> _BLOCK_BITS
         self._blocks[key] = self._blocks.get(key, 0) | 1 << (number & _BLOCK_MASK)
 
@@ -66,8 +70,13 @@ class OidBitmap:
 
     def take_all(self) -> Iterator[list[Oid]]:
         """Take out everything, some hundred neighbours at a time, and what is added meanwhile."""
+        for numbers in self.take_all_numbers():
+            yield [Oid(number.to_bytes(8)) for number in numbers]
+
+    def take_all_numbers(self) -> Iterator[list[int]]:
+        """The same, as numbers."""
         while self._blocks:
-            batch: list[Oid] = []
+            batch: list[int] = []
             for key in sorted(self._blocks):
                 batch += _split_block(key, self._blocks.pop(key))
                 if len(batch) >= _BATCH_SIZE_MIN:

@@ -1,19 +1,17 @@
 """One open file, above the file seam (`durus.file_system`): a log, or its index.
 
-Invariant: a forked child has no open files of its parent's.  They are closed before any of its code
-runs: a lock (`flock`) lasts as long as anybody has the descriptor, so a child would keep it when
-its parent is killed.  It never unlocks, which would take the lock from its parent.
+Invariant: it is not used in a process that was forked since: there the file is closed already, and
+its descriptor may be that of another one.
 """
 
-import contextlib
 import os
 import weakref
-from typing import Final
+from typing import Final, Protocol
 
 from durus.error import StorageError
 from durus.file_system import FileStatus, LockHolder, System
 
-__all__ = ["OpenFile"]
+__all__ = ["OpenFile", "forget_in_children"]
 
 _READ_SIZE_MAX: Final = 1 << 30
 """One call of the operating system reads at most 2 GiB."""
@@ -21,7 +19,17 @@ _READ_BLINDLY_MAX: Final = 1 << 20
 """For more than this, memory is taken only if the file has so much."""
 _CLOSED: Final = -1
 
-_open_files: "weakref.WeakSet[OpenFile]" = weakref.WeakSet()
+
+class _Inherited(Protocol):
+    def forget_in_child(self) -> None: ...
+
+
+_open_files: weakref.WeakSet[_Inherited] = weakref.WeakSet()
+
+
+def forget_in_children(file: _Inherited) -> None:
+    """Let `file.forget_in_child()` be called, before other code, in each process that is forked."""
+    _open_files.add(file)
 
 
 class OpenFile:
@@ -32,17 +40,15 @@ class OpenFile:
         self.path = path
         self._fd = fd
         self._pid = os.getpid()
-        _open_files.add(self)
+        forget_in_children(self)
 
     def __del__(self) -> None:
         if self._fd != _CLOSED:
             self.system.close(self._fd)
 
-    def close_in_child(self) -> None:
-        """Close the file in a process that has just been forked."""
-        fd, self._fd = self._fd, _CLOSED
-        with contextlib.suppress(OSError):
-            self.system.close(fd)
+    def forget_in_child(self) -> None:
+        """Take note, in a process that has just been forked, that the file is not open here."""
+        self._fd = _CLOSED
 
     def check_process(self) -> None:
         """Raises StorageError in a child that was forked after the file was opened."""
@@ -55,6 +61,14 @@ class OpenFile:
     def status(self) -> FileStatus:
         self.check_process()
         return self.system.status(self._fd)
+
+    def is_at(self, path: str) -> bool:
+        """Whether a path names this file; OSError."""
+        try:
+            there = self.system.path_status(path)
+        except FileNotFoundError:
+            return False
+        return there.identity == self.status().identity
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes at `offset`: `size` of them, or fewer if the file ends before; StorageError."""
@@ -101,9 +115,9 @@ class OpenFile:
         return self.system.lock_holder(self._fd)
 
 
-def _close_in_child() -> None:
+def _forget_in_child() -> None:
     for file in list(_open_files):
-        file.close_in_child()
+        file.forget_in_child()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -22,7 +22,6 @@ from durus.file_system import FileStatus, System
 from durus.growing_log import GrowingLog
 from durus.index_checkpoint import (
     CHECKPOINT_SIZE,
-    index_path,
     open_index,
     renew_index,
     write_checkpoint,
@@ -83,9 +82,9 @@ class SharedLog:
         self.path = path
         self.readonly = readonly
         self.statistics = CommitStatistics()
-        self._system = system
-        self._use_map = use_map
-        self._use_index = use_index
+        self.system = system
+        self.uses_map = use_map
+        self.uses_index = use_index
         self._lock_timeout_s = lock_timeout_s
         self._closed = False
         self._last_tid = NO_TID
@@ -94,15 +93,13 @@ class SharedLog:
         """Guards which log is the current one."""
         self._directory_synced: Log | None = None
         """The log whose name will survive a power cut for certain."""
-        self._adopted: tuple[Log, int] | None = None
-        """A log, and its size when its tail was last adopted."""
         self._next_checkpoint = CHECKPOINT_SIZE
         self._log: GrowingLog | None = self._open()
 
     def _open(self, recent: RecentChanges | None = None) -> GrowingLog:
         try:
             file = open_log_file(
-                self._system, self.path, readonly=self.readonly, use_map=self._use_map
+                self.system, self.path, readonly=self.readonly, use_map=self.uses_map
             )
             network = file.network_file_system()
             if network is not None:
@@ -110,8 +107,8 @@ class SharedLog:
                 obtain_lock(file, self._lock_timeout_s, shared=self.readonly)
             try:
                 index = None
-                if self._use_index:
-                    index = open_index(self._system, self.path, writable=False)
+                if self.uses_index:
+                    index = open_index(self.system, self.path, writable=False)
                 log = GrowingLog(file, recent, index=index)
             except BaseException:
                 if network is not None:
@@ -123,6 +120,12 @@ class SharedLog:
                 raise
             raise explain_failure(self.path, error) from error
         return log
+
+    def open_another(self) -> GrowingLog:
+        """The log that the path names now, for a reader that is to see when it likes what others
+        commit; StorageError, OSError."""
+        file = open_log_file(self.system, self.path, readonly=True)
+        return GrowingLog(file, index=open_index(self.system, self.path, writable=False))
 
     def check_features(self, log: Log) -> None:
         """Raises UnsupportedFormatError if this release must not write to the log."""
@@ -178,24 +181,21 @@ class SharedLog:
         with self._lock:
             return self._current()
 
-    def catch_up(self) -> GrowingLog:
-        """The log with all that others have committed; DatabaseReplacedError, StorageError."""
-        with self._lock, saying(f"{self.path}: cannot be read"):
-            log, status = self._look()
-            log.catch_up(status.size)
-        if log.unindexed > 2 * self._next_checkpoint and self._use_index:
-            renew_index(log)
-            # Soon again if that was of use, and else ever later.
-            self._next_checkpoint = CHECKPOINT_SIZE + log.unindexed // 2
-        return log
+    def catch_up(self, *, whole: bool = False) -> GrowingLog:
+        """The log with all that others have committed; DatabaseReplacedError, StorageError.
 
-    def adopt_tail(self) -> GrowingLog:
-        """The same, with what a crash has left whole but unmarked, if nobody is committing."""
+        That is what is marked, and what a power cut has left whole but unmarked before the file
+        was opened.  whole: also what somebody has left so since, if nobody is committing.
+        """
         with self._lock, saying(f"{self.path}: cannot be read"):
             log, status = self._look()
             tail = log.catch_up(status.size)
-            if tail.pending and self._adopted != (log, tail.size):
-                self._adopt(log)
+            if whole or not log.is_recovered:
+                log.is_recovered = not tail.pending or self._adopt(log)
+        if log.unindexed > 2 * self._next_checkpoint and self.uses_index:
+            renew_index(log)
+            # Soon again if that was of use, and else ever later.
+            self._next_checkpoint = CHECKPOINT_SIZE + log.unindexed // 2
         return log
 
     def _look(self) -> tuple[GrowingLog, FileStatus]:
@@ -209,7 +209,7 @@ class SharedLog:
 
     def _path_status(self) -> FileStatus:
         try:
-            return self._system.path_status(self.path)
+            return self.system.path_status(self.path)
         except FileNotFoundError as error:
             raise DatabaseReplacedError(
                 f"{self.path} was removed, or renamed, while it was open; give it back its name, "
@@ -229,22 +229,22 @@ class SharedLog:
             )
         return packed
 
-    def _adopt(self, log: GrowingLog) -> None:
+    def _adopt(self, log: GrowingLog) -> bool:
+        """Make visible what is whole but unmarked; False while somebody may be committing it."""
         if log.keeps_lock:
-            if self._adopted is not None:
-                return  # what is there may be what another thread is just committing
-            log.adopt_tail()
-        else:
-            # Not with the descriptor that other threads lock: it would be unlocked under them.
-            fd = self._system.open(self.path, writable=False)
-            probe = OpenFile(self._system, self.path, fd)
-            if probe.status().identity != log.identity or not probe.lock(shared=True):
-                return
-            try:
+            if not log.is_recovered:  # else another thread may just be committing what is there
                 log.adopt_tail()
-            finally:
-                probe.unlock()
-        self._adopted = log, log.catch_up().size
+            return True
+        # Not with the descriptor that other threads lock: it would be unlocked under them.
+        fd = self.system.open(self.path, writable=False)
+        probe = OpenFile(self.system, self.path, fd)
+        if probe.status().identity != log.identity or not probe.lock(shared=True):
+            return False
+        try:
+            log.adopt_tail()
+        finally:
+            probe.unlock()
+        return True
 
     # Appending
 
@@ -268,7 +268,9 @@ class SharedLog:
     def _lock_and_settle(self, log: GrowingLog) -> bool:
         """Lock a log, and make it ready; False if it is not the current one any more."""
         if not log.keeps_lock:
-            self.statistics.note_lock_wait(obtain_lock(log.file, self._lock_timeout_s))
+            # What others commit meanwhile need not be read once it is our turn.
+            waited_s = obtain_lock(log.file, self._lock_timeout_s, meanwhile=log.catch_up)
+            self.statistics.note_lock_wait(waited_s)
         status = self._path_status()
         if status.identity != log.identity:
             return False
@@ -290,7 +292,7 @@ class SharedLog:
         if self._directory_synced is not log:
             # Else a power cut could take the file's name away, and all commits with it.
             with contextlib.suppress(PermissionError):  # of who may not list it, no name depends
-                self._system.sync_directory(os.path.dirname(os.path.realpath(self.path)))
+                self.system.sync_directory(os.path.dirname(os.path.realpath(self.path)))
             self._directory_synced = log
 
     def replace(self, packed: GrowingLog) -> None:
@@ -298,8 +300,6 @@ class SharedLog:
         with self._lock:
             self._log = packed
         self._sync_directory(packed)
-        with contextlib.suppress(OSError):
-            self._system.unlink(index_path(self.path))  # it is that of the old one
         self._next_checkpoint = CHECKPOINT_SIZE
 
     def checkpoint(self, *, at_least: int | None = None) -> None:
@@ -308,7 +308,7 @@ class SharedLog:
         The caller excludes other threads.
         """
         log = self._log
-        if log is None or self.readonly or not self._use_index:
+        if log is None or self.readonly or not self.uses_index:
             return
         if log.unindexed >= (self._next_checkpoint if at_least is None else at_least):
             with contextlib.suppress(OSError, StorageError):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from durus.appearing import appearing_at, explain_creation_failure
+from durus.appearing import appearing_at, making
 from durus.error import StorageError, StorageOpenError
 from durus.file_format import StoredDatabase, StoredTransaction
 from durus.file_system import OperatingSystem
@@ -72,11 +72,11 @@ def write_sqlite(path: str, database: StoredDatabase, *, target: str | None = No
     """
     path = os.path.abspath(path)
     system = OperatingSystem()
-    with _making(target or path):
+    with making(target or path):
         system.close(system.create(path))
     try:
         _write(path, database)
-        with _making(target or path):
+        with making(target or path):
             fd = system.open(path, writable=True)
             try:
                 system.sync(fd)
@@ -87,16 +87,6 @@ def write_sqlite(path: str, database: StoredDatabase, *, target: str | None = No
         with contextlib.suppress(OSError):
             system.unlink(path)
         raise
-
-
-@contextlib.contextmanager
-def _making(path: str) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise explain_creation_failure(path, error) from error
 
 
 def _write(path: str, database: StoredDatabase) -> None:
@@ -167,7 +157,7 @@ def make_missing_sqlite_file(path: str) -> None:
             )
     # Another process may be first: then its is used.
     with (
-        _making(path),
+        making(path),
         contextlib.suppress(FileExistsError),
         appearing_at(OperatingSystem(), path) as aside,
     ):

@@ -8,6 +8,8 @@ things follow, and each would cost commits if nobody saw to it:
     forking   A child inherits SQLite's memory, in which it holds locks that it does not hold.
               So a fork waits until no call of SQLite's is going on, and the child closes what it
               has inherited, at once: what it opens then, it opens as any other process does.
+              The lock of `durus.file_system` it takes after those of here, as such a call may read
+              from another file.
 
 It does not import sqlite3, which a Python may lack: modules for other files use it as well.
 """
@@ -17,6 +19,7 @@ import threading
 from weakref import WeakSet
 
 from durus.error import StorageError
+from durus.file_system import OperatingSystem  # first: what is registered last is called first
 
 __all__ = ["OpenFile", "is_open", "opening"]
 
@@ -37,7 +40,7 @@ class OpenFile:
         self.lock = threading.RLock()
         """Held during every call of SQLite's."""
         with opening:
-            self._identity = _identity_of(os.stat(path))
+            self._identity = _identity_of(path)
             _open_files.add(self)
 
     def check_process(self) -> None:
@@ -51,7 +54,7 @@ class OpenFile:
     def check_in_place(self) -> None:
         """StorageError if the path does not name this file any more."""
         try:
-            what = "" if _identity_of(os.stat(self.path)) == self._identity else "was replaced"
+            what = "" if _identity_of(self.path) == self._identity else "was replaced"
         except OSError as error:
             what = f"cannot be found any more ({error.strerror})"
         if what:
@@ -69,12 +72,12 @@ class OpenFile:
 
 def is_open(path: str | os.PathLike[str]) -> bool:
     """Whether SQLite has this file open in this process.  `opening` is held.  OSError."""
-    identity = _identity_of(os.stat(path))
+    identity = _identity_of(path)
     return any(file._identity == identity for file in _open_files)
 
 
-def _identity_of(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _identity_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    return OperatingSystem().path_status(os.fspath(path)).identity
 
 
 def _before_fork() -> None:

@@ -10,11 +10,11 @@ import dataclasses
 import errno
 import itertools
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from durus.appearing import appearing_at, making
 from durus.class_pickle import name_in_class_pickle
 from durus.convert_source import Source
 from durus.error import ObjectError, StorageError, StorageOpenError, format_oid
@@ -84,7 +84,8 @@ def convert(
     Raises ValueError for a format that cannot be written, StorageOpenError when the source cannot
     be opened or the target cannot be made (with errno EEXIST if something is there),
     CorruptionError when the source is damaged, ObjectError when a record cannot be rewritten, and
-    StorageError.  After any error, and after Ctrl-C, there is no target.
+    StorageError.  After any error, and after Ctrl-C, there is no target; but when it is at last the
+    sync of its directory that fails, it is there, and complete, and the error says so.
     """
     target_format = FORMATS.get(to)
     if target_format is None or target_format.write is None:
@@ -300,61 +301,37 @@ def _load_in_order(snapshot: Snapshot, oids: OidBitmap) -> Iterator[tuple[Oid, R
 def _check_target(target: str) -> None:
     """Say what is wrong with the target before much work is done in vain."""
     folder = os.path.dirname(target)
-    if os.path.lexists(target):
-        raise _already_there(target)
-    if not os.path.isdir(folder):
-        reason = f"cannot be made: the directory {folder} does not exist"
-        raise StorageOpenError(target, reason, errno.ENOENT)
+    with making(target):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
-def _already_there(target: str) -> StorageOpenError:
-    reason = "cannot be made: something is there already, and nothing is overwritten"
-    return StorageOpenError(target, reason, errno.EEXIST)
-
-
-def _cannot_be_made(target: str, error: OSError) -> StorageOpenError:
-    return StorageOpenError(target, f"cannot be made: {error.strerror or error}", error.errno)
-
-
-def _speak_of(target: str, aside: str, error: StorageError | OSError) -> Exception:
+def _speak_of(target: str, aside: str, error: StorageError) -> StorageError:
     """The error; but if it speaks of the file aside, which nobody knows, one of the target."""
     if aside not in str(error):
         return error
     if isinstance(error, StorageOpenError):
         return StorageOpenError(target, str(error).removeprefix(f"{aside}: "), error.errno)
-    if isinstance(error, StorageError):
-        return StorageError(str(error).replace(aside, target))
-    return _cannot_be_made(target, error)
+    return StorageError(str(error).replace(aside, target))
 
 
 def _make_target(
     target: str, write: Callable[[str, StoredDatabase], None], database: StoredDatabase
 ) -> None:
-    """Write the database aside, and then link it to its name."""
-    folder = os.path.dirname(target)
-    aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
-    try:
+    """Write the database aside, and let it appear; StorageError."""
+    with making(target), appearing_at(OperatingSystem(), target) as aside:
         try:
             write(aside, database)
-        except (StorageError, OSError) as error:
+        except StorageError as error:
             told = _speak_of(target, aside, error)
             if told is error:
                 raise
             raise told from error
         except ValueError as error:
             raise StorageError(f"{target} cannot hold the database: {error}") from error
-        try:
-            os.link(aside, target)
-        except FileExistsError as error:
-            raise _already_there(target) from error
-        except OSError as error:
-            raise _cannot_be_made(target, error) from error
-        try:
-            OperatingSystem().sync_directory(folder)
-        except BaseException:
-            os.unlink(target)
-            raise
-    finally:
-        for suffix in ("", *_SQLITE_LEAVES):
-            with contextlib.suppress(OSError):
-                os.unlink(aside + suffix)
+        finally:
+            for suffix in _SQLITE_LEAVES:
+                with contextlib.suppress(OSError):
+                    os.unlink(aside + suffix)

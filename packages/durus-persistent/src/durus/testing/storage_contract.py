@@ -15,7 +15,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -32,6 +32,7 @@ from durus.error import (
     ReadConflictError,
     ReadOnlyError,
     StorageClosedError,
+    UndoError,
     WriteConflictError,
 )
 from durus.interfaces import (
@@ -51,8 +52,17 @@ from durus.interfaces import (
     Transaction,
 )
 from durus.oid_set import OidSet
+from durus.undo import undo
 
-__all__ = ["StorageContract", "commit", "create", "make_record", "make_transaction", "value_of"]
+__all__ = [
+    "StorageContract",
+    "commit",
+    "create",
+    "make_record",
+    "make_transaction",
+    "value",
+    "value_of",
+]
 
 THREADS: Final = 8
 _CLASS_PICKLE: Final = b"\x80\x02cdurus.persistent\nPersistent\n."
@@ -120,7 +130,8 @@ def _value_at(snapshot: Snapshot, oid: Oid) -> object:
     return value_of(snapshot.load(oid).record)
 
 
-def _value(storage: Storage, oid: Oid) -> object:
+def value(storage: Storage, oid: Oid) -> object:
+    """The value of an object as it is now."""
     with closing(storage.snapshot()) as snapshot:
         return _value_at(snapshot, oid)
 
@@ -261,7 +272,7 @@ class StorageContract:
         values = [None, b"", "x" * 100_000, os.urandom(3 << 20)]
         oids = create(storage, len(values))
         commit(storage, {oid: make_record(v) for oid, v in zip(oids, values, strict=True)})
-        assert [_value(storage, oid) for oid in oids] == values
+        assert [value(storage, oid) for oid in oids] == values
 
     def test_records_come_back_byte_for_byte(self, storage: Storage) -> None:
         if not self.keeps_bytes:
@@ -292,7 +303,7 @@ class StorageContract:
         with pytest.raises(WriteConflictError) as caught:
             commit(storage, {c: make_record(2)}, since=since, accessed=OidSet([a, c]))
         assert caught.value.oids == [a]
-        assert _value(storage, c) == 0
+        assert value(storage, c) == 0
 
     def test_a_written_object_that_was_changed_is_a_conflict(self, storage: Storage) -> None:
         (a,) = create(storage, 1)
@@ -301,20 +312,20 @@ class StorageContract:
         with pytest.raises(WriteConflictError) as caught:
             commit(storage, {a: make_record(2)}, since=since)
         assert caught.value.oids == [a]
-        assert _value(storage, a) == 1
+        assert value(storage, a) == 1
 
     def test_a_change_of_what_was_not_accessed_is_no_conflict(self, storage: Storage) -> None:
         a, b = create(storage, 2)
         since = _newest_tid(storage)
         commit(storage, {a: make_record(1)})
         commit(storage, {b: make_record(2)}, since=since)
-        assert (_value(storage, a), _value(storage, b)) == (1, 2)
+        assert (value(storage, a), value(storage, b)) == (1, 2)
 
     def test_a_change_before_the_snapshot_is_no_conflict(self, storage: Storage) -> None:
         (a,) = create(storage, 1)
         tid = commit(storage, {a: make_record(1)}).tid
         commit(storage, {a: make_record(2)}, since=tid)
-        assert _value(storage, a) == 2
+        assert value(storage, a) == 2
 
     def test_whoever_accessed_everything_conflicts_with_any_change(self, storage: Storage) -> None:
         a, b = create(storage, 2)
@@ -340,7 +351,7 @@ class StorageContract:
         assert caught.value.oids == [a]
         with pytest.raises(WriteConflictError):
             commit(storage, {ROOT_OID: make_record(1)}, created=[ROOT_OID], accessed=OidSet())
-        assert _value(storage, a) == 0
+        assert value(storage, a) == 0
 
     def test_creating_an_oid_beyond_the_limit_is_refused(self, storage: Storage) -> None:
         for number in (OID_LIMIT, 2**64 - 1):
@@ -356,7 +367,7 @@ class StorageContract:
         with pytest.raises(WriteConflictError) as caught:
             commit(storage, {a: make_record(1), missing: make_record(1)})
         assert caught.value.oids == [missing]
-        assert _value(storage, a) == 0
+        assert value(storage, a) == 0
 
     def test_a_dangling_reference_is_refused(self, storage: Storage) -> None:
         (a,) = create(storage, 1)
@@ -392,10 +403,10 @@ class StorageContract:
         with pytest.raises(WriteConflictError):
             commit(storage, {b: make_record(2), new: make_record(2)}, created=[b, new])
         assert not _exists(storage, new)
-        assert (_value(storage, a), _value(storage, b)) == (1, 0)
+        assert (value(storage, a), value(storage, b)) == (1, 0)
         assert storage.changes(tid, _newest_tid(storage)) == frozenset()
         commit(storage, {b: make_record(3), new: make_record(3)}, created=[new])
-        assert (_value(storage, b), _value(storage, new)) == (3, 3)
+        assert (value(storage, b), value(storage, new)) == (3, 3)
 
     # Changes.
 
@@ -455,7 +466,7 @@ class StorageContract:
                 since = commit(storage, writes, since=since).tid
 
         _in_threads(write)
-        assert [_value(storage, oid) for oid in oids] == [10] * THREADS
+        assert [value(storage, oid) for oid in oids] == [10] * THREADS
 
     def test_threads_that_write_one_object_lose_no_update(self, storage: Storage) -> None:
         (a,) = create(storage, 1)
@@ -473,7 +484,7 @@ class StorageContract:
                         pass  # again
 
         _in_threads(increment)
-        assert _value(storage, a) == THREADS * 10
+        assert value(storage, a) == THREADS * 10
 
     def test_readers_see_whole_transactions_only(self, storage: Storage) -> None:
         a, b = create(storage, 2)
@@ -560,13 +571,109 @@ class StorageContract:
         tid = history.commit(transaction).tid
         assert history.find(transaction.id) == tid
 
+    # Undo, which needs nothing of a storage but the above.
+
+    def test_an_undone_transaction_is_as_if_it_had_not_been(self, history: HistoryStorage) -> None:
+        a, b, c = create(history, 3)
+        commit(history, {a: make_record(1)})
+        tid = commit(history, {a: make_record(2, [b]), b: make_record(2)}).tid
+        commit(history, {c: make_record(3)})
+        undone = undo(history, tid, user="bob", note="a mistake")
+        assert [value(history, oid) for oid in (a, b, c)] == [1, 0, 3]
+        with closing(history.snapshot()) as snapshot:
+            assert snapshot.load(a).record.refs == b""
+            assert snapshot.load(a).tid == undone
+        (found,) = history.transactions(undone)
+        assert (found.user, found.note, list(found.oids)) == ("bob", "a mistake", [a, b])
+
+    def test_an_undo_can_be_undone(self, history: HistoryStorage) -> None:
+        (a,) = create(history, 1)
+        commit(history, {a: make_record(1)})
+        tid = commit(history, {a: make_record(2)}).tid
+        values = []
+        for _ in range(4):
+            tid = undo(history, tid)
+            values.append(value(history, a))
+        assert values == [1, 2, 1, 2]
+
+    def test_what_was_changed_later_is_not_undone(self, history: HistoryStorage) -> None:
+        a, b, c = create(history, 3)
+        tid = commit(history, {a: make_record(1), b: make_record(1), c: make_record(1)}).tid
+        commit(history, {a: make_record(2)})
+        later = commit(history, {b: make_record(2)}).tid
+        with pytest.raises(UndoError) as caught:
+            undo(history, tid)
+        assert (caught.value.tid, caught.value.oids) == (tid, [a, b])
+        assert str(later) in caught.value.reason
+        assert [value(history, oid) for oid in (a, b, c)] == [2, 2, 1]
+        assert _newest_tid(history) == later
+
+    def test_what_an_undone_transaction_created_stays(self, history: HistoryStorage) -> None:
+        (a,) = create(history, 1)
+        (new,) = history.reserve_oids(1)
+        writes = {a: make_record(1, [new]), new: make_record(1)}
+        tid = commit(history, writes, created=[new]).tid
+        undone = undo(history, tid)
+        assert (value(history, a), value(history, new)) == (0, 1)
+        undo(history, undone)
+        with closing(history.snapshot()) as snapshot:
+            assert snapshot.load(a).record.refs == new
+        commit(history, {new: make_record(2)})
+        with pytest.raises(UndoError):
+            undo(history, tid)
+
+    def test_what_only_created_cannot_be_undone(self, history: HistoryStorage) -> None:
+        root = commit(history, {ROOT_OID: make_record(0)}, created=[ROOT_OID]).tid
+        (new,) = history.reserve_oids(1)
+        other = commit(history, {new: make_record(0)}, created=[new]).tid
+        for tid, reason in ((root, "created the root"), (other, "changed nothing")):
+            with pytest.raises(UndoError, match=reason):
+                undo(history, tid)
+        assert _newest_tid(history) == other
+
+    def test_what_is_no_transaction_cannot_be_undone(self, history: HistoryStorage) -> None:
+        create(history, 1)
+        for tid in (Tid(_newest_tid(history) + 1), NO_TID):
+            with pytest.raises(UndoError, match="no such transaction"):
+                undo(history, tid)
+
+    def test_of_threads_that_undo_the_same_one_does(self, history: HistoryStorage) -> None:
+        (a,) = create(history, 1)
+        tid = commit(history, {a: make_record(1)}).tid
+        done: list[Tid] = []
+        refused: list[Sequence[bytes]] = []
+
+        def undo_it(_: int) -> None:
+            try:
+                done.append(undo(history, tid))
+            except UndoError as error:
+                refused.append(error.oids)
+
+        _in_threads(undo_it)
+        assert done == [_newest_tid(history)]
+        assert refused == [[a]] * (THREADS - 1)
+        assert value(history, a) == 0
+
+    def test_what_was_packed_away_is_not_undone(
+        self, history: HistoryStorage, packable: PackableStorage
+    ) -> None:
+        (a,) = create(history, 1)
+        tids = [commit(history, {a: make_record(i)}).tid for i in (1, 2)]
+        packable.pack()
+        with pytest.raises(UndoError):
+            undo(history, tids[0])
+        with pytest.raises(UndoError, match="packed away"):
+            undo(history, tids[1])
+        undo(history, commit(history, {a: make_record(3)}).tid)
+        assert value(history, a) == 2
+
     # Pack.
 
     def test_pack_keeps_what_can_be_reached_and_no_more(self, packable: PackableStorage) -> None:
         a, b, c = create(packable, 3)
         commit(packable, {ROOT_OID: make_record(1, [a]), a: make_record(1, [b])})
         packable.pack()
-        assert [_value(packable, oid) for oid in (ROOT_OID, a, b)] == [1, 1, 0]
+        assert [value(packable, oid) for oid in (ROOT_OID, a, b)] == [1, 1, 0]
         assert not _exists(packable, c)
 
     def test_packing_an_empty_storage_does_nothing(self, packable: PackableStorage) -> None:
@@ -585,7 +692,7 @@ class StorageContract:
         assert packable.changes(since, tid) == frozenset({a})
         (new,) = packable.reserve_oids(1)
         commit(packable, {new: make_record(1)}, created=[new])
-        assert _value(packable, new) == 1
+        assert value(packable, new) == 1
 
     def test_a_transaction_across_a_pack_is_still_checked(self, packable: PackableStorage) -> None:
         a, b = create(packable, 2)
@@ -669,10 +776,10 @@ class StorageContract:
             (a,) = create(storage, 1)
         with closing(self.open(path, readonly=True)) as storage:
             assert storage.readonly
-            assert _value(storage, a) == 0
+            assert value(storage, a) == 0
             with pytest.raises(ReadOnlyError):
                 commit(storage, {a: make_record(1)})
-            assert _value(storage, a) == 0
+            assert value(storage, a) == 0
 
     def test_what_was_committed_is_there_when_opened_again(self, path: Path) -> None:
         self._require_durable()
@@ -682,7 +789,7 @@ class StorageContract:
             with pytest.raises(DurusError):
                 commit(storage, {b: make_record("refused")}, created=[b])
         with closing(self.open(path)) as storage:
-            assert (_value(storage, a), _value(storage, b)) == ("kept", 0)
+            assert (value(storage, a), value(storage, b)) == ("kept", 0)
             assert commit(storage, {a: make_record("new")}).tid > tid
             if isinstance(storage, HistoryStorage):
                 assert [value_of(r.record) for r in storage.revisions(a)] == ["new", "kept", 0]

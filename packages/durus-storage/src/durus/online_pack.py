@@ -1,0 +1,206 @@
+"""Pack while others read and commit: make the packed copy beside the log, then swap the two.
+
+`FileStorage.pack` calls it.  Invariants: until the rename the log is what it was, and after it the
+packed file is complete, durable, locked, and holds every transaction of the log; who commits waits
+for the last, small part alone; whoever packs may be killed at any moment, and one at a time does.
+"""
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from durus.appearing import create_alone
+from durus.error import StorageError, StorageLockedError
+from durus.growing_log import GrowingLog
+from durus.index_checkpoint import CHECKPOINT_SIZE, index_path
+from durus.index_file import IndexFile
+from durus.interfaces import ROOT_OID, Progress, Tid
+from durus.log import Log
+from durus.log_file import LogFile
+from durus.log_open import saying
+from durus.log_pack import LogPack, PackAgainError
+from durus.log_writer import LogWriter
+from durus.shared_log import SharedLog
+
+__all__ = ["pack_online"]
+
+_ATTEMPTS: Final = 10
+"""How often objects may come back that were to be left out."""
+_ROUNDS: Final = 20
+"""So often what has been committed meanwhile is copied without the lock."""
+_ROUND_SIZE_MIN: Final = 1 << 16
+"""So little can be copied while others wait."""
+_LARGE_SIZE: Final = 1 << 26
+_CLOSE_LATE_S: Final = 2.0
+_SPARE_SIZE: Final = 1 << 20
+"""Of the free space, what is left for others."""
+
+
+def pack_online(
+    shared: SharedLog,
+    leading: threading.Lock,
+    *,
+    keep: Tid | None,
+    keep_old: bool,
+    report: Callable[[Progress], None],
+) -> None:
+    """Pack the log at a path.
+
+    leading: who has it may append to the log, of the threads of this process.
+    keep: the tid before which history goes; None for the newest one.
+    keep_old: whether the old file stays beside the new one, as `<path>.old`.
+    report: is called in between; what it raises ends the pack.
+    Raises StorageError, and then nothing has changed.
+    """
+    with saying(f"{shared.path}: the file could not be packed"):
+        roots: set[int] = set()
+        reason = ""
+        for _ in range(_ATTEMPTS):
+            shared.catch_up()  # is it the one that was opened?
+            log = shared.open_another()
+            if not log.find_slot(ROOT_OID):
+                return
+            attempt = _Attempt(shared, log, LogPack(log, log.tid if keep is None else keep, report))
+            try:
+                attempt.run(roots, leading, keep_old=keep_old)
+            except PackAgainError as error:
+                roots |= error.roots
+                reason = str(error)
+            else:
+                _close_late(log)
+                return
+        raise StorageError(
+            f"{shared.path}: the file could not be packed: {reason}, {_ATTEMPTS} times.  Try again "
+            "when less is committed"
+        )
+
+
+def _close_late(log: Log) -> None:
+    """Be the last to close a large file that has no name any more, if others soon go on.
+
+    This frees its room on the disk, for which the system takes long: else one who commits would.
+    """
+    if log.end >= _LARGE_SIZE:
+        threading.Timer(_CLOSE_LATE_S, id, (log,)).start()
+
+
+class _Attempt:
+    """One attempt at a pack."""
+
+    def __init__(self, shared: SharedLog, log: GrowingLog, pack: LogPack) -> None:
+        self._shared = shared
+        self._system = shared.system
+        self._log = log
+        self._pack = pack
+        self._path = os.path.realpath(log.path)
+        self._aside = f"{self._path}.pack"
+        self._index_aside = f"{self._aside}.index"
+
+    def run(self, roots: set[int], leading: threading.Lock, *, keep_old: bool) -> None:
+        """Raises PackAgainError, and StorageError; then nothing has changed."""
+        with self._made_aside() as file:
+            self._pack.mark(roots)
+            self._check_space()
+            writer = self._pack.write(file, secrets.token_bytes(16))
+            self._copy_most(writer)
+            index = self._make_index(file, writer)
+            with leading, self._shared.locked("the file could not be packed") as current:
+                if current.identity != self._log.identity:
+                    raise PackAgainError("another process packed it meanwhile")
+                self._log.catch_up()
+                if self._pack.write_later():
+                    writer.finish()
+                packed = GrowingLog(file, current.recent, index=index)
+                packed.keeps_lock = current.keeps_lock
+                packed.is_recovered = True
+                self._swap(packed, index, keep_old=keep_old)
+
+    def _check_space(self) -> None:
+        needed = self._pack.size + _SPARE_SIZE
+        free = self._system.free_space(os.path.dirname(self._path))
+        if free < needed:
+            raise StorageError(
+                f"{self._path}: packing takes about {needed >> 20} MiB beside the file until it is "
+                f"done, and {free >> 20} MiB are free there; nothing was changed"
+            )
+
+    @contextlib.contextmanager
+    def _made_aside(self) -> Iterator[LogFile]:
+        """An empty file, locked; it is removed again unless it takes the place of the log."""
+        log, aside = self._log, self._aside
+        file = create_alone(
+            self._system,
+            aside,
+            lambda: LogFile(
+                self._system,
+                log.path,
+                self._system.create(aside, log.file.status()),
+                use_map=self._shared.uses_map,
+            ),
+        )
+        if file is None:
+            raise StorageLockedError(
+                f"{self._path} is being packed already, by another process or thread; it goes on "
+                "undisturbed"
+            )
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(OSError):
+                for path in (self._index_aside, aside):
+                    if file.is_at(aside):
+                        self._remove(path)
+            raise
+        finally:
+            if not self._shared.current().keeps_lock:
+                file.unlock()
+
+    def _remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._system.unlink(path)
+
+    def _copy_most(self, writer: LogWriter) -> None:
+        """Copy what others commit meanwhile, until it is little."""
+        for _ in range(_ROUNDS):
+            writer.finish()
+            self._log.catch_up()
+            if self._pack.write_later() < _ROUND_SIZE_MIN:
+                break
+        writer.finish()
+
+    def _make_index(self, file: LogFile, writer: LogWriter) -> IndexFile | None:
+        """The index file of the packed one; None if it is not worth it, or cannot be made."""
+        if not self._shared.uses_index or self._pack.count < CHECKPOINT_SIZE:
+            return None
+        with contextlib.suppress(OSError, StorageError):
+            self._remove(self._index_aside)  # what one has left that was killed
+            status = file.status()
+            index = IndexFile.create(self._system, self._index_aside, status, writer.file_id)
+            index.update(
+                writer.index.items(),
+                writer.anchor,
+                next_oid=writer.next_oid,
+                features_read_only=self._log.features_read_only,
+                sync=False,
+            )
+            index.sync()
+            return index
+        return None
+
+    def _swap(self, packed: GrowingLog, index: IndexFile | None, *, keep_old: bool) -> None:
+        system, path = self._system, self._path
+        if keep_old:
+            self._remove(f"{path}.old")
+            system.link(path, f"{path}.old")
+        # Before the log: who opens that shall find it.  Nobody takes it for one of the old log.
+        with contextlib.suppress(OSError):
+            if index is None:
+                self._remove(index_path(path))
+            else:
+                system.rename(self._index_aside, index_path(path))
+                index.path = index_path(path)
+        system.rename(self._aside, path)
+        self._shared.replace(packed)
