@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -266,6 +267,42 @@ def test_a_process_that_is_killed_while_it_stores_a_blob_leaves_nothing(
     assert connection.root["blob"].read_bytes() == b"old"
 
 
+def test_wherever_a_log_ends_the_blob_is_the_old_one_or_the_new_one(
+    connection: Connection, path: Path, tmp_path: Path, seeds: Seeds
+) -> None:
+    """As a copy that is made meanwhile has it, and what a crash leaves."""
+    old = bytes(LARGE)
+    blob = connection.root["blob"]
+    blob.write_bytes(old)
+    connection.commit()
+    start = path.stat().st_size
+    with blob.open("r+") as file:
+        file.seek(CHUNK_SIZE)
+        file.write(bytes(range(256)) * (LARGE // 256 - CHUNK_SIZE // 128))
+    new = blob.read_bytes()
+    assert len(new) == LARGE
+    connection.commit()
+    log = path.read_bytes()
+    random = Random(next(seeds.take(1, 1)))
+    ends = [random.randrange(start, len(log)) for _ in range(200 if seeds.is_long else 15)]
+    ends += [len(log) - distance for distance in (0, 1, 100, 10_000)]
+    found = set()
+    for number, end in enumerate(sorted(ends)):
+        copy = tmp_path / f"copy-{number}"
+        copy.write_bytes(log[:end])
+        with Connection(copy) as copied:
+            content = copied.root["blob"].read_bytes()
+            assert content in (old, new)
+            found.add(content)
+            copied.root["blob"].write_bytes(b"it can be changed")
+            copied.commit()
+            copied.pack()
+            assert copied.root["blob"].read_bytes() == b"it can be changed"
+        assert list(verify_file(str(copy))) == []
+        copy.unlink()
+    assert found == {old, new}
+
+
 def append_lines(path: str, name: str) -> None:
     """A program that appends lines to the blob, each in a transaction."""
     with Connection(path) as connection:
@@ -307,6 +344,8 @@ def test_a_forked_child_does_not_touch_what_its_parent_has_written(
         with pytest.raises(StorageError, match="before this process was forked"):
             blob.read_bytes()
         own = Blob(bytes(LARGE) * 2)
+        with pytest.raises(StorageError, match="before this process was forked"):
+            blob.read_bytes()
         blob.write_bytes(b"of the child")
         assert own.read_bytes() == bytes(LARGE) * 2
         connection.abort()

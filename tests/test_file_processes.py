@@ -16,7 +16,7 @@ from durus.error import ConflictError, ReadConflictError, StorageLockedError, Wr
 from durus.file_storage import FileStorage
 from durus.file_system import OperatingSystem
 from durus.interfaces import Oid
-from durus.log_format import decode_file_header
+from durus.log_header import decode_file_header
 from durus.log_verify import verify_file
 from durus.persistent_dict import PersistentDict
 from tests.processes import Process, hear, running, say

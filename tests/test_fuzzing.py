@@ -25,11 +25,11 @@ from durus.index_checkpoint import index_path, write_checkpoint
 from durus.index_file import PAGE_SIZE
 from durus.interfaces import ROOT_OID, Oid, Revision, Tid
 from durus.log_format import (
-    FILE_HEADER_SIZE,
     FIXED_SIZE,
     MARK_SIZE,
     VOID_SIZE,
 )
+from durus.log_header import FILE_HEADER_SIZE
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, make_record, value_of
 from tests.seeds import Seeds

@@ -19,7 +19,7 @@ from durus.interfaces import CommitResult
 from durus.log import Log, Tail
 from durus.log_batch import Batch
 from durus.log_file import LogFile
-from durus.log_format import FileHeader
+from durus.log_header import FileHeader
 from durus.log_lock import obtain_lock
 from durus.log_writer import LogWriter
 from durus.shared_log import SharedLog

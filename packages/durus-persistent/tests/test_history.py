@@ -184,6 +184,20 @@ def test_it_is_read_only(storage: MemoryStorage, connection: Connection) -> None
         history.previous()
 
 
+def test_after_close_it_moves_no_more(storage: MemoryStorage, connection: Connection) -> None:
+    save(connection, ann=1)
+    save(connection, ann=2)
+    history = HistoryConnection(storage, at=storage.tid - 1)
+    ann = history.root["ann"]
+    history.close()
+    for move in (history.previous, history.next):
+        with pytest.raises(StorageClosedError):
+            move()
+    for move_to in (history.previous_instance, history.next_instance):
+        with pytest.raises(StorageClosedError):
+            move_to(ann)
+
+
 def test_an_object_of_another_connection_is_refused(
     storage: MemoryStorage, connection: Connection
 ) -> None:

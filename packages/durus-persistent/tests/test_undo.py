@@ -120,11 +120,15 @@ class RacingStorage(MemoryStorage):
     """Somebody else is faster: `race` happens just before the next commit."""
 
     race: Callable[[], object] | None = None
+    attempts = 0
+    """How often it was tried to commit what the race is against."""
 
     def commit(self, transaction: Transaction) -> CommitResult:
         race, self.race = self.race, None
         if race:
             race()
+            self.attempts = 0
+        self.attempts += 1
         return super().commit(transaction)
 
 
@@ -166,8 +170,11 @@ def test_an_object_that_a_pack_has_just_removed_is_named() -> None:
 
 def test_a_large_transaction_conflicts_only_with_what_it_wrote() -> None:
     with RacingStorage() as storage:
-        a, *many = create(storage, BLOCKS_MAX + 1)
+        a, *many = create(storage, 2 * BLOCKS_MAX)
         tid = commit(storage, dict.fromkeys(many, make_record(1))).tid
+        last = commit(storage, {a: make_record(1)}).tid
         storage.race = lambda: commit(storage, {a: make_record(2)})
         undo(storage, tid)
         assert {value(storage, oid) for oid in many} == {0}
+        assert storage.attempts == 1
+        assert len(list(storage.transactions(last))) == 3

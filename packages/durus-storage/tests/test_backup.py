@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -32,7 +31,8 @@ from durus.index_checkpoint import index_path, write_checkpoint
 from durus.interfaces import ROOT_OID, Oid, Progress, Tid
 from durus.joined_log import JoinedLogFile
 from durus.log_file import LogFile
-from durus.log_format import MARK_SIZE, FileHeader
+from durus.log_format import MARK_SIZE
+from durus.log_header import FileHeader
 from durus.log_record import encode_record
 from durus.log_verify import verify_file
 from durus.log_writer import LogWriter
@@ -220,11 +220,12 @@ def test_progress_is_reported(
     path: Path, folder: Path, target: Path, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_copy, "_PIECE_SIZE", 100)
-    for call, what in [
+    calls: list[tuple[Callable[[Callable[[Progress], None]], object], str]] = [
         (lambda report: backup(path, folder, progress=report), "copying"),
         (lambda report: restore(folder, target, progress=report), "restoring"),
         (lambda report: list(verify_backup(folder, progress=report)), "verifying"),
-    ]:
+    ]
+    for call, what in calls:
         seen: list[Progress] = []
         call(seen.append)
         assert {progress.what for progress in seen} == {what}
@@ -538,12 +539,13 @@ def test_a_damaged_manifest_is_said_to_be_so(
     backup(path, folder)
     manifest = folder / "manifest.json"
     sound = manifest.read_bytes()
-    cuts = [sound[:-20], b"", b"[]", b"{}", b"7", sound.replace(b"files", b"filez")]
-    flips = [bytearray(sound) for _ in range(0, len(sound), 5)]
-    for number, content in enumerate(flips):
-        content[5 * number] ^= 1 << (number % 8)
-    for broken in [*cuts, *flips]:
-        if json_or_none(bytes(broken)) == json_or_none(sound):
+    broken_ones = [sound[:-20], b"", b"[]", b"{}", b"7", sound.replace(b"files", b"filez")]
+    for place in range(0, len(sound), 5):
+        content = bytearray(sound)
+        content[place] ^= 1 << (place % 8)
+        broken_ones.append(bytes(content))
+    for broken in broken_ones:
+        if json_or_none(broken) == json_or_none(sound):
             continue  # a blank has become another one
         manifest.write_bytes(broken)
         before = contents_of(folder)
@@ -677,17 +679,16 @@ def test_what_is_no_log_is_refused(
     assert not folder.exists()
 
 
-def test_an_sqlite_file_that_is_open_keeps_its_locks(tmp_path: Path, folder: Path) -> None:
+def test_an_sqlite_file_is_not_opened(tmp_path: Path, folder: Path) -> None:
+    class Watchful(OperatingSystem):
+        def open(self, path: str, *, writable: bool, append: bool = True) -> int:
+            raise AssertionError("when it is closed, SQLite has lost its locks")
+
     source = tmp_path / "source"
-    write_sqlite(source)
     with closing(SqliteStorage(source)) as storage:
-        connection = storage._file  # type: ignore[attr-defined] # what has it open is no matter here
-        assert connection is not None
+        create(storage, 1)
         with pytest.raises(StorageOpenError, match="SQLite"):
-            backup(source, folder)
-        commit(storage, {ROOT_OID: make_record("still works")})
-    with closing(sqlite3.connect(source)) as database:
-        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+            backup(source, folder, system=Watchful())
 
 
 def test_nothing_is_overwritten(path: Path, folder: Path, target: Path, oid: Oid) -> None:

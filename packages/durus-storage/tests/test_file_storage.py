@@ -42,13 +42,15 @@ from durus.interfaces import (
     Tid,
 )
 from durus.log_format import (
-    MAGIC,
-    FileHeader,
     Mark,
-    decode_file_header,
-    encode_file_header,
     encode_mark,
     encode_transaction,
+)
+from durus.log_header import (
+    MAGIC,
+    FileHeader,
+    decode_file_header,
+    encode_file_header,
 )
 from durus.log_verify import verify_file
 from durus.oid_set import OidSet
@@ -687,7 +689,7 @@ def test_the_classic_calls_of_durus_4(storage: FileStorage) -> None:
 def test_a_transaction_of_a_newer_release_is_refused(path: Path) -> None:
     FileStorage(path).close()
     file_id, offset = header_of(path).file_id, path.stat().st_size
-    record = bytearray(b"\0\0\0\0" + bytes(8) + b"\1\0" + bytes(9) + b"\1s")  # codec 1
+    record = bytearray(b"\0\0\0\0" + bytes(8) + b"\xc8\0" + bytes(9) + b"\1s")  # codec 200
     record[:4] = zlib.crc32(record[4:]).to_bytes(4)
     _, content = encode_transaction(
         file_id,
@@ -703,6 +705,6 @@ def test_a_transaction_of_a_newer_release_is_refused(path: Path) -> None:
     with (
         closing(FileStorage(path)) as storage,
         closing(storage.snapshot()) as snapshot,
-        pytest.raises(UnsupportedFormatError, match="codec 1"),
+        pytest.raises(UnsupportedFormatError, match="codec 200"),
     ):
         snapshot.load(ROOT_OID)

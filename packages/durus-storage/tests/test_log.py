@@ -13,16 +13,18 @@ from durus.interfaces import NO_TID, ROOT_OID, Record, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
     NOT_SYNCED,
-    FileHeader,
     LoggedTransaction,
     Mark,
     Reservation,
     Void,
-    encode_file_header,
     encode_mark,
     encode_reservation,
     encode_transaction,
     encode_void,
+)
+from durus.log_header import (
+    FileHeader,
+    encode_file_header,
 )
 from durus.log_index import RecentChanges
 from durus.log_record import encode_record

@@ -17,11 +17,11 @@ from durus.file_storage import FileStorage
 from durus.file_system import OperatingSystem
 from durus.interfaces import ROOT_OID, Oid, Tid
 from durus.log_format import (
-    FILE_HEADER_SIZE,
     MARK_SIZE,
     RESERVATION_SIZE,
     VOID_SIZE,
 )
+from durus.log_header import FILE_HEADER_SIZE
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record, value_of
 

@@ -24,13 +24,13 @@ from durus.interfaces import ROOT_OID, Oid, Tid
 from durus.log import Log
 from durus.log_file import LogFile
 from durus.log_format import (
-    FILE_HEADER_SIZE,
     TRAILER_SIZE,
     LoggedTransaction,
     Mark,
     Reservation,
     Void,
 )
+from durus.log_header import FILE_HEADER_SIZE
 from durus.log_record import SLOT_HEAD_SIZE
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record, value_of

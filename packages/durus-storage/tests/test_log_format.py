@@ -9,27 +9,31 @@ from hypothesis import strategies as st
 
 from durus.error import StorageError, UnstorableError
 from durus.interfaces import NO_TID, Oid, Record, Tid
+from durus.log_codec import CODEC_MAX
 from durus.log_format import (
-    FILE_HEADER_SIZE,
     FIXED_SIZE,
     TRANSACTION_SIZE_MAX,
-    FileHeader,
     LoggedTransaction,
     Mark,
     Reservation,
     TransactionHead,
     Void,
     decode_entry_head,
-    decode_file_header,
     decode_trailer,
     decode_transaction,
-    encode_file_header,
     encode_mark,
     encode_reservation,
     encode_transaction,
     encode_void,
 )
-from durus.log_record import decode_record, encode_record
+from durus.log_header import (
+    FILE_HEADER_SIZE,
+    FileHeader,
+    decode_file_header,
+    encode_file_header,
+    read_pieces,
+)
+from durus.log_record import decode_record, encode_record, is_record, peek_record
 
 FILE_ID = bytes(range(16))
 
@@ -197,37 +201,31 @@ def test_an_extension_is_tags_with_lengths() -> None:
 
     found = decode(b"some\0\0\0\4moreabcd\0\0\0\0")
     assert found is not None
-    assert list(found.extensions()) == [(b"some", b"more"), (b"abcd", b"")]
+    assert list(read_pieces(found.extension)) == [(b"some", b"more"), (b"abcd", b"")]
     for wrong in (b"ext", b"some\0\0\0", b"some\0\0\0\5more", b"s me\0\0\0\0"):
         assert decode(wrong) is None
 
 
 def with_head(codec: int, kind: int, class_size: int, refs: int, rest: bytes) -> bytes:
     """A record that says this of itself."""
-    content = struct.pack(">QBBHII", 1, codec, kind, class_size, refs, len(rest)) + rest
-    if codec < 128:
-        stored = len(rest) - class_size - 8 * refs
-        content = content[:16] + stored.to_bytes(4) + content[20:]
+    stored = len(rest) - 8 * refs - (0 if codec else class_size)
+    content = struct.pack(">QBBHII", 1, codec, kind, class_size, refs, stored) + rest
     return zlib.crc32(content).to_bytes(4) + content
 
 
-def test_a_codec_applies_to_the_state_or_from_128_on_to_everything() -> None:
-    rest = b"class" + bytes(8) + b"state"
-    for codec, kind in ((1, 0), (127, 2), (0, 3)):
-        content = with_head(codec, kind, 5, 1, rest)
-        assert decode_record(content) == (
-            Oid((1).to_bytes(8)),
-            codec,
-            kind,
-            Record(b"class", b"state", bytes(8)),
-        )
+def test_what_a_record_refers_to_is_read_whatever_its_codec() -> None:
+    one = Oid((1).to_bytes(8))
+    ref = (7).to_bytes(8)
+    content = with_head(0, 2, 5, 1, b"class" + ref + b"state")
+    assert decode_record(content) == (one, 0, 2, 5, Record(b"class", b"state", ref))
+    for codec in (1, 2, 3, 255):
+        content = with_head(codec, 0, 5000, 1, ref + b"block")
+        assert decode_record(content) == (one, codec, 0, 5000, Record(b"", b"block", ref))
         assert decode_record(content + b"?") is None
-    for codec in (128, 255):
-        content = with_head(codec, 0, 5000, 100, b"block")
-        found = decode_record(content)
-        assert found is not None
-        assert (found.codec, found.record) == (codec, Record(b"", b"block", b""))
         assert decode_record(content[:-1]) is None
+        assert is_record(content, 0, 1, len(content))
+        is_known = codec <= CODEC_MAX
+        assert peek_record(content, 0) == ((1, len(content), (7,)) if is_known else None)
 
 
 def test_a_removed_object_and_only_that_is_a_head_alone() -> None:

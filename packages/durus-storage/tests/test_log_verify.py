@@ -11,11 +11,13 @@ from durus.file_format import Finding
 from durus.file_storage import FileStorage
 from durus.interfaces import ROOT_OID, Oid, Record, Tid
 from durus.log_format import (
-    FileHeader,
     Mark,
-    encode_file_header,
     encode_mark,
     encode_transaction,
+)
+from durus.log_header import (
+    FileHeader,
+    encode_file_header,
 )
 from durus.log_record import encode_record
 from durus.log_verify import verify_file

@@ -8,7 +8,8 @@ from durus.file_system import OperatingSystem
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log import Log
 from durus.log_file import LogFile
-from durus.log_format import MARK_SIZE, FileHeader
+from durus.log_format import MARK_SIZE
+from durus.log_header import FileHeader
 from durus.log_index import LogIndex
 from durus.log_record import encode_record
 from durus.log_verify import verify_file

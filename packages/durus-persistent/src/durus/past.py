@@ -120,19 +120,19 @@ class PastView(View):
             self._use(self.history.snapshot(self.tid))
 
     def _check(self, oid: Oid) -> None:
-        super()._check(oid)
+        self.check_process()
 
     def move(self, at: Tid) -> None:
         """Stand at the newest transaction that is not newer than `at`.
 
         Raises HistoryUnavailableError when there is none, or it is not kept.
         """
-        self.check_process()
+        here = self.snapshot.tid
         snapshot = self.history.snapshot(at)
         if snapshot.tid == NO_TID:
             snapshot.close()
             raise HistoryUnavailableError(f"{self.storage} has no transaction up to tid {at}")
-        since, until = sorted((self.tid, snapshot.tid))
+        since, until = sorted((here, snapshot.tid))
         self._forget(self.history.changes(since, until))
         self._use(snapshot)
         self.accessed = OidSet()

@@ -43,6 +43,7 @@ from durus.interfaces import (
 )
 from durus.log import Log
 from durus.log_batch import Batch, PreparedTransaction, find_changes
+from durus.log_codec import LIBRARY_MISSING, Compression, RecordCodec, has_library
 from durus.log_open import make_missing_file
 from durus.oid_batches import OidBatches
 from durus.online_pack import pack_online
@@ -140,6 +141,7 @@ class FileStorage(ClassicCalls):
         format: str = "log",
         durability: Literal["full", "none"] = "full",
         lock_timeout_s: float = 10.0,
+        compression: Compression | None = None,
         mmap: bool = True,
         system: System | None = None,
     ) -> None:
@@ -153,6 +155,10 @@ class FileStorage(ClassicCalls):
         durability: "full": what was committed survives a power cut; "none": the last transactions
             may be lost to one, as if they had never been; commits do not wait for the disk.
         lock_timeout_s: the seconds that a commit waits for those of other processes.
+        compression: "zstd": what is committed here is compressed where that makes it smaller, and a
+            pack compresses everything; "none": nothing is, and a pack unpacks everything; None: as
+            the file says that it was made, or packed, last.  A new file says "none" unless "zstd"
+            is given.  Either is read.
         mmap: whether to read through a map of the file: faster, but an error of the disk, or a file
             that somebody truncates, is then the end of the process (SIGBUS).
         system: another operating system, for tests.
@@ -165,7 +171,12 @@ class FileStorage(ClassicCalls):
             raise ValueError(f"durability is 'full' or 'none', not {durability!r}")
         if not lock_timeout_s >= 0:
             raise ValueError(f"lock_timeout_s is a number of seconds, not {lock_timeout_s!r}")
+        if compression not in ("zstd", "none", None):
+            raise ValueError(f"compression is 'zstd' or 'none', not {compression!r}")
+        if compression == "zstd" and not has_library():
+            raise StorageError(LIBRARY_MISSING)
         self._durable = durability == "full"
+        self._compression = compression
         self._system = OperatingSystem() if system is None else system
         if filename is None:
             folder = tempfile.gettempdir()
@@ -176,7 +187,7 @@ class FileStorage(ClassicCalls):
         else:
             path = os.path.abspath(filename)
         if create and not readonly:
-            make_missing_file(self._system, path)
+            make_missing_file(self._system, path, compressed=compression == "zstd")
         self._shared = SharedLog(
             self._system,
             path,
@@ -314,9 +325,15 @@ class FileStorage(ClassicCalls):
     # Writing
 
     def commit(self, transaction: Transaction) -> CommitResult:
-        prepared = PreparedTransaction(transaction)
         self._shared.check_writable()
+        prepared = PreparedTransaction(transaction, self._choose_codec())
         return self._commits.commit(prepared)
+
+    def _choose_codec(self) -> RecordCodec | None:
+        if self._compression == "none":
+            return None
+        codec = self._shared.current().codec
+        return codec if self._compression == "zstd" or codec.is_wanted else None
 
     def _commit_group(self, group: list[PendingCommit]) -> None:
         self._shared.checkpoint()
@@ -378,6 +395,7 @@ class FileStorage(ClassicCalls):
             self._commits.leading,
             keep=None if keep is None else tid_at(keep),
             keep_old=keep_old,
+            compression=self._compression,
             report=progress or (lambda progress: None),
         )
 

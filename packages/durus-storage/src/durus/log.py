@@ -380,7 +380,7 @@ class Log(LogReader):
         while slot:
             start, head = self.read_slot(slot, oid)
             if head.tid <= at:
-                yield Revision(head.tid, self.read_record(slot, start, oid, head.tid).record)
+                yield Revision(head.tid, self.read_record(slot, start, oid, head.tid))
             slot = self.find_previous_slot(head, slot, oid)
 
     def find_slot(self, oid: Oid) -> int:

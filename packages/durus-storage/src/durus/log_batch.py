@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from durus.error import DanglingReferenceError, WriteConflictError
 from durus.interfaces import CHANGES_MAX, CommitResult, Oid, Tid, Transaction, check_created
 from durus.log import Log
+from durus.log_codec import RecordCodec
 from durus.log_format import LoggedTransaction, encode_transaction
 from durus.log_record import encode_record
 from durus.record import split_oids
@@ -42,15 +43,33 @@ def _read_changes(log: Log, since: Tid, until: Tid) -> Iterator[list[Oid]]:
 class PreparedTransaction:
     """A transaction with all done for it that needs no lock."""
 
-    def __init__(self, transaction: Transaction) -> None:
-        """ValueError, and UnstorableError for a record that is too large."""
+    def __init__(self, transaction: Transaction, codec: RecordCodec | None = None) -> None:
+        """ValueError, and UnstorableError for a record that is too large.
+
+        codec: that of the log, if the records are to be compressed.
+        """
         if not transaction.writes:
             raise ValueError("a transaction that writes nothing cannot be committed")
         check_created(transaction.created)
         self.transaction = transaction
         writes = sorted(transaction.writes.items())
-        self.records = [(oid, encode_record(oid, record)) for oid, record in writes]
+        self._codec = codec
+        self._records = [(oid, encode_record(oid, record, codec)) for oid, record in writes]
         self.refs = {ref for _, record in writes for ref in split_oids(record.refs)}
+
+    def records_for(self, log: Log) -> list[tuple[Oid, bytes]]:
+        """What is to be stored in a log: oids, ascending, and encoded records.
+
+        A pack may have put it in the place of the one that they were compressed for, and then what
+        needs the dictionary of that one would be lost.
+        """
+        if self._codec is not None and self._codec.dictionary != log.codec.dictionary:
+            self._codec = log.codec if log.codec.is_wanted else None
+            writes = self.transaction.writes
+            self._records = [
+                (oid, encode_record(oid, writes[oid], self._codec)) for oid, _ in self._records
+            ]
+        return self._records
 
 
 @dataclass(slots=True)
@@ -80,7 +99,8 @@ class Batch:
         last = self.transactions[-1] if self.transactions else None
         for entry in last.entries() if last else ():
             self._slots[Oid(entry.oid.to_bytes(8))] = entry.slot
-        slots = {oid: self._find_slot(oid) for oid, _ in prepared.records}
+        records = prepared.records_for(log)
+        slots = {oid: self._find_slot(oid) for oid, _ in records}
         changed = self._validate(prepared, slots)
         tid = Tid(max(time.time_ns(), (last.tid if last else log.tid) + 1))
         next_oid = last.head.next_oid if last else log.next_oid
@@ -90,10 +110,10 @@ class Batch:
             tid=tid,
             time_ns=transaction.time_ns,
             id=transaction.id,
-            next_oid=max(next_oid, int.from_bytes(prepared.records[-1][0]) + 1),
+            next_oid=max(next_oid, int.from_bytes(records[-1][0]) + 1),
             user=transaction.user,
             note=transaction.note,
-            records=[(oid, slots[oid], record) for oid, record in prepared.records],
+            records=[(oid, slots[oid], record) for oid, record in records],
         )
         self.transactions.append(logged)
         self.parts.append(content)

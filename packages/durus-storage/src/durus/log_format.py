@@ -1,6 +1,6 @@
 """The bytes of a log file: encoding and decoding its entries, without any input or output.
 
-`log_record` has those of the records in them.
+`log_header` has those of the file's header, `log_record` those of the records.
 
 `docs/format.md` says why everything is as it is, and is enough to read a file without this module.
 All numbers are big-endian; `crc` is zlib.crc32; rows are 8 bytes.
@@ -19,9 +19,9 @@ All numbers are big-endian; `crc` is zlib.crc32; rows are 8 bytes.
     | horizon tid                  |         | user, note, extension        |
     | next oid                     |         | directory                    |
     | created, ns since 1970       |         | record slots                 |
-    | 'END' F7      | crc          |         | length                       |
-    +------------------------------+         | 'END' F7      |              |
-                                             +------------------------------+
+    | extension                    |         | length                       |
+    | 'END' F7      | crc          |         | 'END' F7      |              |
+    +------------------------------+         +------------------------------+
     directory entry                          record slot
     +------------------------------+         +---------------+
     | oid                          |         | distance back |
@@ -59,17 +59,16 @@ from itertools import starmap
 from typing import Final, NamedTuple, NotRequired, TypedDict, Unpack
 
 from durus.error import StorageError
-from durus.interfaces import NO_TID, Oid, Tid
+from durus.interfaces import Oid, Tid
+from durus.log_header import END_TAG, is_extension
 from durus.log_record import SLOT_HEAD_SIZE
 
 __all__ = [
     "DIRECTORY_ENTRY_SIZE",
     "END_TAG",
-    "FILE_HEADER_SIZE",
     "FIXED_SIZE",
     "FLAGS_READ_ONLY",
     "FLAGS_REFUSE",
-    "MAGIC",
     "MARK_SIZE",
     "MARK_TAG",
     "NOT_SYNCED",
@@ -77,11 +76,9 @@ __all__ = [
     "TRAILER_SIZE",
     "TRANSACTION_SIZE_MAX",
     "UNKNOWN_MARK_FLAGS",
-    "VERSION",
     "VOID_SIZE",
     "VOID_TAG",
     "Entry",
-    "FileHeader",
     "LoggedTransaction",
     "Mark",
     "Reservation",
@@ -89,10 +86,8 @@ __all__ = [
     "TransactionHead",
     "Void",
     "decode_entry_head",
-    "decode_file_header",
     "decode_trailer",
     "decode_transaction",
-    "encode_file_header",
     "encode_mark",
     "encode_reservation",
     "encode_slots",
@@ -103,16 +98,12 @@ __all__ = [
     "find_displaced_mark",
 ]
 
-MAGIC: Final = b"\x89DUR\r\n\x1a\n"
-VERSION: Final = 1
-
 # A torn write leaves zeros or nothing where it did not arrive.  Every tag begins, and END_TAG
 # ends, with a byte of many set bits, so that a torn entry never looks like one with a flipped bit.
 TRANSACTION_TAG: Final = b"\xf5TXN"
 MARK_TAG: Final = b"\xf6MRK"
 VOID_TAG: Final = b"\xf9VOD"
 RESERVATION_TAG: Final = b"\xfaOID"
-END_TAG: Final = b"END\xf7"
 
 NOT_SYNCED: Final = 1
 """The flag of a mark whose transaction was not made durable before it."""
@@ -128,7 +119,6 @@ FLAGS_READ_ONLY: Final = 0xFF00
 _DISPLACEMENT_MAX: Final = 1024
 """If no more bytes than this were inserted or lost, the marks after them are recognised."""
 
-_FILE_HEADER = struct.Struct(">8sII16s16sQQQQQQ4sI")
 _TRANSACTION = struct.Struct(">4sIQQqQQIIIIII")
 _MARK = struct.Struct(">4sIQQQQ4s")
 _SEAL = struct.Struct(">4sIQQQ4s")  # a void or a reservation
@@ -136,7 +126,6 @@ _TRAILER = struct.Struct(">Q4s")
 _DIRECTORY_ENTRY = struct.Struct(">QQI")
 
 DIRECTORY_ENTRY_SIZE: Final = _DIRECTORY_ENTRY.size
-FILE_HEADER_SIZE: Final = _FILE_HEADER.size
 FIXED_SIZE: Final = _TRANSACTION.size
 """So many bytes from the start of an entry say what it is."""
 MARK_SIZE: Final = _MARK.size
@@ -150,72 +139,6 @@ TRANSACTION_SIZE_MAX: Final = 0xFFFF_FFFF
 def _crc(file_id: bytes, offset: int, content: bytes) -> int:
     """The checksum of an entry: it holds in this file and at this offset only."""
     return zlib.crc32(content, zlib.crc32(offset.to_bytes(8), zlib.crc32(file_id)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileHeader:
-    """The beginning of a file: written once, before the file gets its name."""
-
-    database_id: bytes
-    """16 random bytes, kept by pack and backup."""
-    file_id: bytes
-    """16 random bytes, new for every file."""
-    created_ns: int
-    horizon: Tid = NO_TID
-    """What was before this transaction has been packed away; 0: nothing was."""
-    next_oid: int = 0
-    version: int = VERSION
-    size: int = FILE_HEADER_SIZE
-    features_refuse: int = 0
-    """Who does not know one of these must not open the file."""
-    features_read_only: int = 0
-    """Who does not know one of these may read only."""
-    features_ignore: int = 0
-
-
-def encode_file_header(header: FileHeader) -> bytes:
-    content = _FILE_HEADER.pack(
-        MAGIC,
-        header.version,
-        header.size,
-        header.database_id,
-        header.file_id,
-        header.features_refuse,
-        header.features_read_only,
-        header.features_ignore,
-        header.horizon,
-        header.next_oid,
-        header.created_ns,
-        END_TAG,
-        0,
-    )[:-4]
-    return content + zlib.crc32(content).to_bytes(4)
-
-
-def decode_file_header(content: bytes) -> FileHeader | None:
-    """The header at the start of `content`; None when it is cut off or damaged.
-
-    Later versions keep the first 16 bytes, and that the last 4 are the checksum of the others.
-    """
-    if len(content) < FILE_HEADER_SIZE:
-        return None
-    _, version, size, database_id, file_id, *numbers, _, _ = _FILE_HEADER.unpack_from(content)
-    if not FILE_HEADER_SIZE <= size <= len(content):
-        return None
-    if zlib.crc32(content[: size - 4]) != int.from_bytes(content[size - 4 : size]):
-        return None
-    return FileHeader(
-        database_id=database_id,
-        file_id=file_id,
-        created_ns=numbers[5],
-        horizon=Tid(numbers[3]),
-        next_oid=numbers[4],
-        version=version,
-        size=size,
-        features_refuse=numbers[0],
-        features_read_only=numbers[1],
-        features_ignore=numbers[2],
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,15 +263,6 @@ class LoggedTransaction(NamedTuple):
             yield DirectoryEntry(oid, slot, previous, size)
             slot += SLOT_HEAD_SIZE + size
 
-    def extensions(self) -> Iterator[tuple[bytes, bytes]]:
-        """Tags of 4 letters, and what belongs to them."""
-        start = 0
-        while start < len(self.extension):
-            content = start + 8
-            stop = content + int.from_bytes(self.extension[start + 4 : content])
-            yield self.extension[start : start + 4], self.extension[content:stop]
-            start = stop
-
     def find_previous(self, oid: Oid) -> int | None:
         """Where the slot of the revision before this transaction's is (0: there is none).
 
@@ -454,12 +368,7 @@ def decode_transaction(head: TransactionHead, rest: bytes) -> LoggedTransaction 
         rest[extension:directory],
         rest[directory:],
     )
-    known = b""
-    for tag, content in transaction.extensions():
-        if not tag.isalpha():
-            return None
-        known += tag + len(content).to_bytes(4) + content
-    return transaction if known == transaction.extension else None
+    return transaction if is_extension(transaction.extension) else None
 
 
 class TransactionFields(TypedDict):

@@ -23,13 +23,16 @@ from durus.error import (
 from durus.file_format import recognise_start
 from durus.file_system import FileStatus, System
 from durus.log_file import LogFile
-from durus.log_format import (
+from durus.log_header import (
     FILE_HEADER_SIZE,
+    FILE_HEADER_SIZE_MAX,
     MAGIC,
     VERSION,
     FileHeader,
     decode_file_header,
     encode_file_header,
+    read_pieces,
+    with_dictionary,
 )
 from durus.log_lock import hold_lock
 
@@ -63,7 +66,8 @@ def read_file_header(file: LogFile) -> FileHeader:
     if start[:8] != MAGIC[: len(start)]:
         raise NotADatabaseError(file.path, "this is no Durus database")
     size = int.from_bytes(start[12:16])
-    header = decode_file_header(file.read(0, min(max(size, FILE_HEADER_SIZE), 1 << 16)))
+    size = min(max(size, FILE_HEADER_SIZE), FILE_HEADER_SIZE_MAX)
+    header = decode_file_header(file.read(0, size))
     if header is None:
         raise CorruptionError(file.path, 0, "the file header is damaged or cut off")
     if header.version != VERSION or header.features_refuse:
@@ -72,6 +76,11 @@ def read_file_header(file: LogFile) -> FileHeader:
             f"the file needs a newer release of durus-storage (format version {header.version}, "
             f"features {header.features_refuse:#x})",
         )
+    for tag, _ in read_pieces(header.extension):
+        if tag[:1].isupper():  # none is known today
+            raise UnsupportedFormatError(
+                file.path, f"the file needs a newer release of durus-storage (extension {tag!r})"
+            )
     return header
 
 
@@ -114,26 +123,27 @@ def open_log_file(system: System, path: str, *, readonly: bool, use_map: bool = 
         raise StorageOpenError(path, reason, error.errno) from error
 
 
-def make_missing_file(system: System, path: str) -> None:
+def make_missing_file(system: System, path: str, *, compressed: bool = False) -> None:
     """Make a new file if there is none: prepared aside, it appears complete, or not at all.
 
     An empty file counts as none: programs of 4.x make such to have a name.
+    compressed: whether it asks that what is committed to it be compressed.
     """
     try:
         try:
             status = system.path_status(path)
         except FileNotFoundError:
-            _make_file(system, os.path.realpath(path))
+            _make_file(system, os.path.realpath(path), compressed=compressed)
             return
         if status.is_regular and not status.size:
-            _fill_empty_file(system, path)
+            _fill_empty_file(system, path, compressed=compressed)
     except StorageError:
         raise
     except OSError as error:
         raise explain_failure(path, error) from error
 
 
-def _fill_empty_file(system: System, path: str) -> None:
+def _fill_empty_file(system: System, path: str, *, compressed: bool) -> None:
     file = LogFile(system, path, system.open(path, writable=True))
     # Only one process replaces it: the others find the new file when they have the lock.
     with hold_lock(file, _LOCK_TIMEOUT_S):
@@ -141,24 +151,27 @@ def _fill_empty_file(system: System, path: str) -> None:
         if not status.size and system.path_status(path).identity == status.identity:
             path = os.path.realpath(path)
             with replacing(system, path) as aside:
-                _write_header(system, aside, status)
+                _write_header(system, aside, status, compressed=compressed)
             system.sync_directory(os.path.dirname(path))
 
 
-def _make_file(system: System, path: str) -> None:
+def _make_file(system: System, path: str, *, compressed: bool) -> None:
     with (
         making(path),
         contextlib.suppress(FileExistsError),  # of several processes one is first
         appearing_at(system, path) as aside,
     ):
-        _write_header(system, aside)
+        _write_header(system, aside, compressed=compressed)
 
 
-def _write_header(system: System, path: str, like: FileStatus | None = None) -> None:
+def _write_header(
+    system: System, path: str, like: FileStatus | None = None, *, compressed: bool
+) -> None:
     header = FileHeader(
         database_id=secrets.token_bytes(16),
         file_id=secrets.token_bytes(16),
         created_ns=time.time_ns(),
+        extension=with_dictionary(b"", b"" if compressed else None),
     )
     file = LogFile(system, path, system.create(path, like))
     file.append(encode_file_header(header))

@@ -1,23 +1,28 @@
 """The packed copy of a log, which is made while others read and commit.
 
 `online_pack` puts it in the log's place.  Invariants: transactions keep their tids, ids, times,
-users, notes and order; records are copied byte for byte, and checked; the last transactions are
-always kept, if need be without records, so that tids go on from where they were and `find` still
-knows who has committed; nothing that is written refers to what the pack has left out.
+users, notes and order; records are checked, and copied byte for byte, unless they are to be
+compressed or unpacked; the last transactions are always kept, if need be without records, so that
+tids go on from where they were and `find` still knows who has committed; nothing that is written
+refers to what the pack has left out.
 """
 
 import itertools
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from durus.interfaces import NO_TID, ROOT_OID, Oid, Progress, Tid
 from durus.log import Log
+from durus.log_codec import DICTIONARY_SIZE_MAX, Compression
 from durus.log_file import LogFile
-from durus.log_format import FILE_HEADER_SIZE, FileHeader, LoggedTransaction, encode_slots
+from durus.log_format import LoggedTransaction, encode_slots
+from durus.log_header import FileHeader, with_dictionary
 from durus.log_record import SLOT_HEAD_SIZE, is_record
 from durus.log_writer import LogWriter
+from durus.pack_codec import PackCodec
 from durus.pack_mark import Kept, RefsReader, find_kept, find_slot_before
 
 __all__ = ["LogPack", "PackAgainError", "read_transactions"]
@@ -28,6 +33,8 @@ _TRANSACTION_SIZE: Final = 256
 """What a transaction may take beside its records, about, with its mark."""
 _PART_SIZE: Final = 1 << 16
 """So much is read at once."""
+_HELD_MAX: Final = 1 << 23
+"""So much of a transaction may be in memory."""
 _REPORT_SIZE: Final = 1 << 20
 _ROOT: Final = int.from_bytes(ROOT_OID)
 
@@ -58,15 +65,23 @@ def read_transactions(
 class LogPack:
     """One attempt at a packed copy.  What is damaged in the log raises CorruptionError."""
 
-    def __init__(self, log: Log, keep: Tid, report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        keep: Tid,
+        report: Callable[[Progress], None],
+        compression: Compression | None = None,
+    ) -> None:
         """Look at the transactions.
 
         log: the pack's own: it alone decides when what others have committed is seen.
         keep: the tid before which history goes.
         report: is told how far it is.
+        compression: how all records are to be stored; None: as they are.
         """
         self._log = log
         self._report = report
+        self._codec = None if compression is None else PackCodec(log, compression)
         self._refs = RefsReader(log)
         self.horizon = NO_TID
         """The newest transaction that is not newer than `keep`."""
@@ -124,7 +139,8 @@ class LogPack:
         log = self._log
         transactions = min(len(self._before), self._kept.count + _TRANSACTIONS_KEPT)
         later = log.end - self._limit
-        return FILE_HEADER_SIZE + self._kept.size + transactions * _TRANSACTION_SIZE + later
+        size = log.header.size + self._kept.size + transactions * _TRANSACTION_SIZE + later
+        return size if self._codec is None else int(self._codec.growth * size) + DICTIONARY_SIZE_MAX
 
     def write(self, file: LogFile, file_id: bytes) -> LogWriter:
         """Write the copy to an empty file: what is visible in the log.
@@ -132,6 +148,9 @@ class LogPack:
         Raises PackAgainError.
         """
         header = self._log.header
+        extension = header.extension
+        if self._codec is not None:
+            extension = with_dictionary(extension, self._codec.dictionary)
         self.writer = LogWriter(
             file,
             FileHeader(
@@ -140,6 +159,7 @@ class LogPack:
                 created_ns=time.time_ns(),
                 horizon=max(self.horizon, header.horizon),
                 next_oid=self._log.next_oid,
+                extension=extension,
             ),
             self._kept.slots,
         )
@@ -167,11 +187,33 @@ class LogPack:
     ) -> None:
         head = transaction.head
 
-        def encode(distance: int) -> Iterator[bytes]:
+        def copy(distance: int) -> Iterator[bytes]:
             if distance == head.slots_offset - head.offset:  # so all are kept
                 return self._copy_slots(transaction)
             return encode_slots(distance, map(self._copy_record, slots, entries))
 
+        if self._codec is None:
+            self._append(transaction, entries, copy)
+            return
+        # Their sizes come before them.  So a transaction that need not fit into memory is gone
+        # through twice, and the same comes out.
+        store = partial(self._store_records, self._codec, head.tid, slots, entries)
+        is_small = sum(size for _, _, size in entries) <= _HELD_MAX
+        held = list(store()) if is_small else None
+        sizes = map(len, store() if held is None else held)
+        self._append(
+            transaction,
+            [(*entry[:2], size) for entry, size in zip(entries, sizes, strict=True)],
+            lambda distance: encode_slots(distance, store() if held is None else held),
+        )
+
+    def _append(
+        self,
+        transaction: LoggedTransaction,
+        entries: list[tuple[int, int, int]],
+        encode: Callable[[int], Iterator[bytes]],
+    ) -> None:
+        head = transaction.head
         self.writer.append_slots(
             entries,
             encode,
@@ -188,6 +230,12 @@ class LogPack:
         if end - self._reported >= _REPORT_SIZE:
             self._reported = end
             self._report(Progress("copying", end, max(end, self.size)))
+
+    def _store_records(
+        self, codec: PackCodec, tid: Tid, slots: list[int], entries: list[tuple[int, int, int]]
+    ) -> Iterator[bytes]:
+        for slot, entry in zip(slots, entries, strict=True):
+            yield codec.store(slot, tid, self._copy_record(slot, entry))
 
     def _copy_record(self, slot: int, entry: tuple[int, int, int]) -> bytes:
         number, _, size = entry

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from durus.error import CorruptionError, UnsupportedFormatError
-from durus.interfaces import Oid, Revision, Tid
+from durus.interfaces import Oid, Record, Revision, Tid
+from durus.log_codec import CODEC_MAX, LIBRARY_MISSING, RecordCodec, has_library
 from durus.log_file import LogFile
 from durus.log_format import (
     FIXED_SIZE,
@@ -31,6 +32,7 @@ from durus.log_format import (
     decode_transaction,
     find_displaced_mark,
 )
+from durus.log_header import read_pieces
 from durus.log_open import read_file_header
 from durus.log_record import (
     RECORD_HEAD_SIZE,
@@ -59,6 +61,7 @@ class LogReader:
         """Raises StorageOpenError, CorruptionError, StorageError."""
         self.file = file
         self.header = read_file_header(file)
+        self.codec = RecordCodec(self.header.dictionary)
         self._last_read: LoggedTransaction | None = None
 
     @property
@@ -99,7 +102,7 @@ class LogReader:
             return None
         if head.flags & FLAGS_REFUSE:
             raise self._needs_newer_release("transaction", head.offset, f"flags {head.flags:#x}")
-        for tag, _ in transaction.extensions():
+        for tag, _ in read_pieces(transaction.extension):
             if tag[:1].isupper():  # none is known today
                 raise self._needs_newer_release("transaction", head.offset, f"extension {tag!r}")
         return transaction
@@ -185,13 +188,13 @@ class LogReader:
     def read_revision(self, slot: int, oid: Oid) -> Revision:
         """The revision of `oid` in a record slot; CorruptionError, UnsupportedFormatError."""
         start, head = self.read_slot(slot, oid)
-        return Revision(head.tid, self.read_record(slot, start, oid, head.tid).record)
+        return Revision(head.tid, self.read_record(slot, start, oid, head.tid))
 
     def copy_record(self, slot: int, oid: Oid) -> bytes:
         """The bytes of a record as they stand in the file, checked."""
         start, head = self.read_slot(slot, oid)
         content = self._read_record_bytes(slot, start)
-        self._decode_record(slot, content, oid, head.tid)
+        self._check_record(slot, content, oid, head.tid)
         return content
 
     def read_slot(self, slot: int, oid: Oid) -> tuple[bytes, TransactionHead]:
@@ -206,8 +209,9 @@ class LogReader:
                     return start, head
         raise self.corrupt(slot, "the record slot belongs to no transaction", oid)
 
-    def read_record(self, slot: int, start: bytes, oid: Oid, tid: Tid) -> LoggedRecord:
-        return self._decode_record(slot, self._read_record_bytes(slot, start), oid, tid)
+    def read_record(self, slot: int, start: bytes, oid: Oid, tid: Tid) -> Record:
+        stored = self._check_record(slot, self._read_record_bytes(slot, start), oid, tid)
+        return self.unpack_record(slot, stored, tid) if stored.codec else stored.record
 
     def _read_record_bytes(self, slot: int, start: bytes) -> bytes:
         size = measure_record(start[SLOT_HEAD_SIZE:])
@@ -217,16 +221,27 @@ class LogReader:
             content = self.file.read(slot + SLOT_HEAD_SIZE, size)
         return content
 
-    def _decode_record(self, slot: int, content: bytes, oid: Oid, tid: Tid) -> LoggedRecord:
+    def _check_record(self, slot: int, content: bytes, oid: Oid, tid: Tid) -> LoggedRecord:
         stored = decode_record(content)
         if stored is None:
             raise self.corrupt(slot, "the checksum of the record is wrong", oid, tid)
         if stored.oid != oid:
             raise self.corrupt(slot, "the record of another object is there", oid, tid)
-        if stored.codec or stored.kind:
+        if stored.codec > CODEC_MAX or stored.kind:
             why = f"codec {stored.codec}, kind {stored.kind}"
             raise self._needs_newer_release("record", slot, why)
         return stored
+
+    def unpack_record(self, slot: int, stored: LoggedRecord, tid: Tid) -> Record:
+        """The record that is compressed; CorruptionError, UnsupportedFormatError."""
+        if not has_library():
+            reason = f"the record at offset {slot} is compressed: {LIBRARY_MISSING}"
+            raise UnsupportedFormatError(self.path, reason)
+        unpacked = self.codec.unpack(stored.codec, stored.record.state_pickle, stored.class_size)
+        if unpacked is None:
+            reason = "the record is compressed, and cannot be unpacked"
+            raise self.corrupt(slot, reason, stored.oid, tid)
+        return Record(*unpacked, stored.record.refs)
 
     def is_whole(self, transaction: LoggedTransaction) -> bool:
         """Whether the records of a transaction are what its directory says."""

@@ -1,7 +1,8 @@
 """The bytes of a record in a log file, and of the slot that it stands in; `log_format` draws them.
 
-Invariants: a record is valid anywhere, so it is copied byte for byte; every bit is covered by its
-checksum.
+`log_codec` compresses and unpacks them.  Invariants: a record is valid anywhere, but for the
+dictionary that it may need, so it is copied byte for byte; every bit is covered by its checksum;
+what it refers to is never compressed.
 """
 
 import struct
@@ -10,6 +11,7 @@ from typing import Final, NamedTuple
 
 from durus.error import UnstorableError
 from durus.interfaces import Oid, Record
+from durus.log_codec import CODEC_MAX, RecordCodec
 
 __all__ = [
     "RECORD_HEAD_SIZE",
@@ -24,8 +26,6 @@ __all__ = [
 ]
 
 _KIND_REMOVED: Final = 1
-_CODEC_OF_ALL: Final = 128
-"""From this codec on all that follows the record's head is one block."""
 
 _DISTANCE = struct.Struct(">I")
 _RECORD = struct.Struct(">IQBBHII")
@@ -45,11 +45,17 @@ class LoggedRecord(NamedTuple):
     oid: Oid
     codec: int
     kind: int
+    class_size: int
+    """The length of the class pickle, whether it is compressed or not."""
     record: Record
+    """If it is compressed, its class pickle is empty here, and its state is the block."""
 
 
-def encode_record(oid: Oid, record: Record) -> bytes:
-    """The record as it is stored, good at any place; UnstorableError when it is too large."""
+def encode_record(oid: Oid, record: Record, codec: RecordCodec | None = None) -> bytes:
+    """The record as it is stored, good at any place; UnstorableError when it is too large.
+
+    codec: compresses it, if that is worth it; None: it stays as it is.
+    """
     number = int.from_bytes(oid)
     class_pickle, state, refs = record
     if len(class_pickle) > _CLASS_PICKLE_SIZE_MAX or len(state) > _STATE_SIZE_MAX:
@@ -60,10 +66,16 @@ def encode_record(oid: Oid, record: Record) -> bytes:
         )
     if len(oid) != 8 or len(refs) % 8:
         raise ValueError(f"an oid has 8 bytes: oid {oid!r}, {len(refs)} bytes of references")
-    head = _RECORD.pack(0, number, 0, 0, len(class_pickle), len(refs) // 8, len(state))
-    content = b"".join([head[4:], class_pickle, refs, state])
     if not (class_pickle or refs or state):
         raise ValueError(f"the record of oid {number} is empty, as only that of a removed one is")
+    class_size = len(class_pickle)
+    codec_number = 0
+    compressed = None if codec is None else codec.compress(class_pickle, state)
+    if compressed is not None:
+        class_pickle = b""
+        codec_number, state = compressed
+    head = _RECORD.pack(0, number, codec_number, 0, class_size, len(refs) // 8, len(state))
+    content = b"".join([head[4:], class_pickle, refs, state])
     return zlib.crc32(content).to_bytes(4) + content
 
 
@@ -72,17 +84,14 @@ def measure_record(head: bytes) -> int | None:
     if len(head) < RECORD_HEAD_SIZE:
         return None
     _, _, codec, _, class_size, ref_count, state_size = _RECORD.unpack_from(head)
-    size: int = RECORD_HEAD_SIZE + state_size
-    if codec < _CODEC_OF_ALL:
-        size += class_size + 8 * ref_count
-    return size
+    size: int = RECORD_HEAD_SIZE + 8 * ref_count + state_size
+    return size if codec else size + class_size
 
 
 def decode_record(content: bytes) -> LoggedRecord | None:
     """The record that `content` is, to the byte; None when it is damaged.
 
-    What is stored is not decoded: of a codec that is not 0 the state, or (from 128 on) everything
-    as one block in the place of the state, is what it is.
+    What is compressed is not unpacked.
     """
     if len(content) != measure_record(content):
         return None
@@ -91,26 +100,26 @@ def decode_record(content: bytes) -> LoggedRecord | None:
         return None
     if (kind == _KIND_REMOVED) != (len(content) == RECORD_HEAD_SIZE):
         return None  # the size in a directory tells a removal
-    if codec >= _CODEC_OF_ALL:
-        class_size = ref_count = 0
-    refs = RECORD_HEAD_SIZE + class_size
+    refs = RECORD_HEAD_SIZE if codec else RECORD_HEAD_SIZE + class_size
     state = refs + 8 * ref_count
     record = Record(content[RECORD_HEAD_SIZE:refs], content[state:], content[refs:state])
-    return LoggedRecord(Oid(content[4:12]), codec, kind, record)
+    return LoggedRecord(Oid(content[4:12]), codec, kind, class_size, record)
 
 
 def peek_record(content: bytes, start: int) -> tuple[int, int, tuple[int, ...]] | None:
     """The number of the oid of the record at `start`, its size, and what it refers to, as numbers.
 
     For many records, and so without making objects of them, nor looking at the checksum.  None
-    when it is cut off, or not stored plainly.
+    when it is cut off, or of a codec or kind that this release does not know.
     """
     if len(content) - start < RECORD_HEAD_SIZE:
         return None
     _, number, codec, kind, class_size, ref_count, state_size = _RECORD.unpack_from(content, start)
-    refs = start + RECORD_HEAD_SIZE + class_size
+    refs = start + RECORD_HEAD_SIZE
+    if not codec:
+        refs += class_size
     end = refs + 8 * ref_count
-    if codec or kind or end > len(content):
+    if codec > CODEC_MAX or kind or end > len(content):
         return None
     size = end + state_size - start
     if ref_count < len(_REFS):
@@ -124,9 +133,9 @@ def is_record(content: bytes, start: int, number: int, size: int) -> bool:
     if size < RECORD_HEAD_SIZE or end > len(content):
         return False
     crc, found, codec, _, class_size, ref_count, rest = _RECORD.unpack_from(content, start)
-    if codec < _CODEC_OF_ALL:
-        rest += class_size + 8 * ref_count
-    if found != number or size != RECORD_HEAD_SIZE + rest:
+    if not codec:
+        rest += class_size
+    if found != number or size != RECORD_HEAD_SIZE + 8 * ref_count + rest:
         return False
     return bool(crc == zlib.crc32(content[start + 4 : end]))
 

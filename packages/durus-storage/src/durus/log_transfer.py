@@ -20,7 +20,8 @@ from durus.growing_log import GrowingLog
 from durus.interfaces import OID_LIMIT, Oid, Record, Tid
 from durus.log import Log
 from durus.log_file import LogFile
-from durus.log_format import FileHeader, LoggedTransaction
+from durus.log_format import LoggedTransaction
+from durus.log_header import FileHeader
 from durus.log_open import explain_failure, open_log_file, saying
 from durus.log_pack import read_transactions
 from durus.log_record import encode_record

@@ -10,12 +10,13 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from durus.error import StorageError, format_oid
+from durus.error import CorruptionError, StorageError, format_oid
 from durus.file_format import Finding
 from durus.file_system import OperatingSystem, System
 from durus.index_verify import IndexCheck
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log import Log
+from durus.log_codec import CODEC_MAX
 from durus.log_file import LogFile
 from durus.log_format import (
     FIXED_SIZE,
@@ -41,7 +42,7 @@ def verify_file(path: str, system: System | None = None) -> Iterator[Finding]:
     """Yield what is wrong with a log file, and the index file beside it; nothing if all is sound.
 
     Both are only read.  Raises StorageError when this is no log file, or the header of the log is
-    damaged; OSError.
+    damaged, or the library is missing for what is compressed in it; OSError.
     """
     system = OperatingSystem() if system is None else system
     file = LogFile(system, path, system.open(path, writable=False))
@@ -172,19 +173,26 @@ class _Walk:
         refs = split_oids(stored.record.refs)
         if refs != sorted(set(refs)):
             yield "the references do not ascend"
+        if 0 < stored.codec <= CODEC_MAX and not stored.kind:
+            try:
+                self.log.unpack_record(slot, stored, transaction.tid)
+            except CorruptionError as error:
+                yield error.reason
 
     def _check_refs(self) -> Iterator[Finding]:
         """Does every newest revision refer to objects that are there?"""
         for oid in self.newest.oids():
             slot = self.newest.find(oid)
             try:
-                revision = self.log.read_revision(slot, oid)
+                tid = self.log.read_slot(slot, oid)[1].tid
+                stored = decode_record(self.log.copy_record(slot, oid))
             except StorageError:
                 continue  # reported before, or written by a newer release
-            for ref in split_oids(revision.record.refs):
+            assert stored is not None
+            for ref in split_oids(stored.record.refs):
                 if ref not in self.newest:
                     problem = f"it refers to oid {format_oid(ref)}, which does not exist"
-                    yield Finding(slot, revision.tid, oid, problem)
+                    yield Finding(slot, tid, oid, problem)
 
     def _check_scan(self) -> Iterator[Finding]:
         """Does what `Log` sees, forwards and backwards, agree with this walk?"""

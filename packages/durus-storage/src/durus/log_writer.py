@@ -13,18 +13,17 @@ from durus.index_file import Anchor
 from durus.interfaces import NO_TID, Oid, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
-    FileHeader,
     LoggedTransaction,
     Mark,
     Reservation,
     TransactionFields,
-    encode_file_header,
     encode_mark,
     encode_reservation,
     encode_slots,
     encode_trailer,
     encode_transaction_start,
 )
+from durus.log_header import FileHeader, encode_file_header
 from durus.log_index import LogIndex
 
 __all__ = ["LogWriter"]

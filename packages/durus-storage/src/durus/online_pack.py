@@ -19,6 +19,7 @@ from durus.index_checkpoint import CHECKPOINT_SIZE, index_path
 from durus.index_file import IndexFile
 from durus.interfaces import ROOT_OID, Progress, Tid
 from durus.log import Log
+from durus.log_codec import Compression
 from durus.log_file import LogFile
 from durus.log_open import saying
 from durus.log_pack import LogPack, PackAgainError
@@ -45,6 +46,7 @@ def pack_online(
     *,
     keep: Tid | None,
     keep_old: bool,
+    compression: Compression | None = None,
     report: Callable[[Progress], None],
 ) -> None:
     """Pack the log at a path.
@@ -52,6 +54,7 @@ def pack_online(
     leading: who has it may append to the log, of the threads of this process.
     keep: the tid before which history goes; None for the newest one.
     keep_old: whether the old file stays beside the new one, as `<path>.old`.
+    compression: how all records are to be stored; None: as they are.
     report: is called in between; what it raises ends the pack.
     Raises StorageError, and then nothing has changed.
     """
@@ -63,7 +66,8 @@ def pack_online(
             log = shared.open_another()
             if not log.find_slot(ROOT_OID):
                 return
-            attempt = _Attempt(shared, log, LogPack(log, log.tid if keep is None else keep, report))
+            pack = LogPack(log, log.tid if keep is None else keep, report, compression)
+            attempt = _Attempt(shared, log, pack)
             try:
                 attempt.run(roots, leading, keep_old=keep_old)
             except PackAgainError as error:

@@ -5,12 +5,15 @@ from typing import Final
 
 import click
 
+from durus.commands.backup import backup, restore
 from durus.commands.client import client
 from durus.commands.convert import convert
+from durus.commands.history import history
 from durus.commands.manner import CommandGroup, run
 from durus.commands.pack import pack
 from durus.commands.serve import serve
 from durus.commands.stats import stats
+from durus.commands.undo import undo
 from durus.commands.verify import verify
 
 __all__ = ["durus", "run_durus"]
@@ -20,7 +23,18 @@ _CLASSIC_OPTIONS: Final = {"-s": "serve", "-c": "client", "-p": "pack"}
 
 @click.group(
     cls=CommandGroup,
-    commands=[serve, client, pack, verify, stats, convert],
+    commands=[
+        serve,
+        client,
+        pack,
+        verify,
+        stats,
+        history,
+        undo,
+        backup,
+        restore,
+        convert,
+    ],
     examples=["durus client --file app.durus", "durus verify --help"],
 )
 @click.version_option(package_name="durus-tools", message="durus-tools %(version)s")

@@ -8,9 +8,12 @@ import click
 from durus.classic import as_storage
 from durus.commands.database import connect, make_address, open_existing, server_options
 from durus.commands.manner import Command, about, echo, file_argument
+from durus.commands.moments import WHEN
 from durus.commands.progress import ProgressBar
 from durus.error import StorageError
+from durus.file_storage import FileStorage
 from durus.interfaces import PackableStorage
+from durus.times import When
 
 __all__ = ["pack"]
 
@@ -18,32 +21,59 @@ __all__ = ["pack"]
 @click.command(
     cls=Command,
     short_help="Drop old revisions and unreachable objects.",
-    examples=["durus pack app.durus", "durus pack --host db.example.org --port 2972"],
+    examples=[
+        "durus pack app.durus",
+        "durus pack app.durus --keep 30d",
+        "durus pack --host db.example.org --port 2972",
+    ],
 )
 @file_argument(required=False)
 @click.option("--file", metavar="FILE", help="The same as FILE, as Durus 4.x has it.")
+@click.option(
+    "--keep",
+    type=WHEN,
+    metavar="WHEN",
+    help="Keep the history since this tid or time, or so long ago: '30d', '12h'.",
+)
+@click.option("--keep-old", is_flag=True, help="Leave the old file beside the new one: FILE.old.")
 @server_options
-def pack(path: str | None, file: str | None, host: str, port: int, address: str | None) -> None:
+def pack(
+    path: str | None,
+    file: str | None,
+    keep: When | None,
+    keep_old: bool,
+    host: str,
+    port: int,
+    address: str | None,
+) -> None:
     """Remove old revisions, and objects that cannot be reached from the root.
 
-    From FILE, or, without FILE, from the database of a server.
+    From FILE, or, without FILE, from the database of a server.  Others may read and commit
+    meanwhile.
     """
     if path is not None and file is not None:
         raise click.UsageError("FILE and --file name the same thing: give one of them")
     path = file if path is None else path
-    if path is None:
-        _pack_on_server(host, port, address)
+    if path is not None:
+        _pack_file(path, keep, keep_old=keep_old)
+    elif keep is not None or keep_old:
+        raise click.UsageError("--keep and --keep-old are for a FILE: a server keeps no history")
     else:
-        _pack_file(path)
+        _pack_on_server(host, port, address)
 
 
-def _pack_file(path: str) -> None:
+def _pack_file(path: str, keep: When | None, *, keep_old: bool) -> None:
     with about(path), contextlib.closing(as_storage(open_existing(path))) as storage:
         if not isinstance(storage, PackableStorage):
             raise StorageError(f"{path}: this database cannot be packed")
         size_before = os.stat(path).st_size
-        with ProgressBar(f"Packing {path}"):
-            storage.pack()
+        with ProgressBar(f"Packing {path}") as progress:
+            if isinstance(storage, FileStorage):
+                storage.pack(keep=keep, keep_old=keep_old, progress=progress.report)
+            elif keep is not None or keep_old:
+                raise StorageError(f"{path}: --keep and --keep-old are for logs, and this is none")
+            else:
+                storage.pack()
     size = os.stat(path).st_size
     echo(f"{path}: packed, {size_before:,} bytes before, {size:,} now")
 

@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from durus import interfaces
 from durus.commands.manner import printable
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class ProgressBar:
             (task,) = self._shown.task_ids
             count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
             self._shown.update(task, completed=done, total=total, count=count)
+
+    def report(self, progress: "interfaces.Progress") -> None:
+        """The same, as libraries say it."""
+        self(progress.done, progress.total or None)
 
     def stop(self) -> None:
         """Take the bar away, before something is printed."""
