@@ -23,10 +23,15 @@ from scripts.distributions import Distribution, is_for_testing, read_distributio
 
 __all__ = ["DistributionContract", "find_violations"]
 
-FREE_FOR_ALL = sys.stdlib_module_names | {"durus", "_typeshed", "typing_extensions"}
-"""`durus` is the namespace itself.  The last two are known to type checkers without being
-installed; that nobody imports them at run time is found by the tests of the wheels, whose
-environments do not have them."""
+FREE_FOR_ALL = sys.stdlib_module_names | {
+    "durus",
+    "compression",
+    "_typeshed",
+    "typing_extensions",
+}
+"""`durus` is the namespace itself, and `compression` in the standard library since Python 3.14.  The
+last two are known to type checkers without being installed; that nobody imports them at run time is
+found by the tests of the wheels, whose environments do not have them."""
 
 
 class DistributionContract(Contract):
@@ -56,8 +61,13 @@ def find_violations(graph: ImportGraph, distributions: Mapping[str, Distribution
             if is_for_testing(module):
                 required += distribution.optional_requirements
             allowed = {distribution.name, *(canonicalize_name(r.name) for r in required)}
+            # What other versions of Python need is not installed here, and nobody can say what is
+            # in it; but backports have the name that they are imported by.
+            absent = {
+                r.name.partition(".")[0] for r in required if r.marker and not r.marker.evaluate()
+            }
             for line, imported, providers in _find_outer_imports(graph, module, owners):
-                if not providers & allowed:
+                if not providers & allowed and imported not in absent:
                     yield (
                         f"{module} (line {line}) imports {imported}, but {distribution.name} does "
                         f"not require {' or '.join(sorted(providers)) or 'what provides it'}"

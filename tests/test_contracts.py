@@ -60,6 +60,19 @@ def test_a_package_that_is_not_required_is_refused(tmp_path: Path) -> None:
     assert violations == ["durus.a (line 1) imports pytest, but durus-low does not require pytest"]
 
 
+def test_a_backport_that_this_python_does_not_need_is_allowed(tmp_path: Path) -> None:
+    distribution = make_distribution(
+        tmp_path, "durus-low", ["later.thing; python_version < '3'"], {"a": ""}
+    )
+    graph = ImportGraph()
+    for number, imported in enumerate(("later", "compression", "never"), 1):
+        graph.add_import(
+            importer="durus.a", imported=imported, line_number=number, line_contents=""
+        )
+    (violation,) = find_violations(graph, {"durus-low": distribution})
+    assert violation.startswith("durus.a (line 3) imports never")
+
+
 def test_a_private_name_of_another_distribution_is_refused(tmp_path: Path) -> None:
     violations = find(tmp_path, {"a": ""}, {"c": "from durus.a import _x"})
     assert violations == ["durus.c (line 1) imports _x, which is private"]

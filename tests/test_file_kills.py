@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -81,7 +81,8 @@ def write_until_killed(path: str, name: str, seed: int, program: int, the_end: i
                 threading.Thread(target=fork, args=[lambda: os.read(the_end, 1)]).start()
             try:
                 if not choose.randrange(PACKS_ONE_IN):
-                    connection.pack()
+                    with suppress(StorageLockedError):  # another one is at it
+                        connection.pack()
                 mine["number"] += 1
                 total["number"] += 1
                 payload = "x" * choose.choice([10, 1000, 50_000])

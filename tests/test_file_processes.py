@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -227,10 +227,14 @@ def test_who_reads_takes_no_lock(path: Path, readonly: bool, other: Process) -> 
 
 
 class StopsInSync(OperatingSystem):
-    """While the process has the lock, what it commits stands in the file, and no mark follows."""
+    """Once; a commit has the lock then, and stands in the file, and no mark follows."""
+
+    has_stopped = False
 
     def sync(self, fd: int) -> None:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        if not self.has_stopped:
+            self.has_stopped = True
+            os.kill(os.getpid(), signal.SIGSTOP)
         super().sync(fd)
 
 
@@ -347,7 +351,8 @@ def reserve(path: str, seed: str) -> None:
             for _ in range(40):
                 oids += storage.reserve_oids(choose.choice([1, 1, 2, 10, 100]))
                 if not choose.randrange(20):
-                    storage.pack()
+                    with suppress(StorageLockedError):  # another one is at it
+                        storage.pack()
             return oids
 
         for oids in pool.map(work, seeds):
@@ -455,18 +460,44 @@ def test_a_commit_that_locks_a_file_just_packed_goes_to_the_new_one(
         assert oid not in storage.reserve_oids(1000)
 
 
-def pack_and_stop(path: str) -> None:
-    with closing(FileStorage(path, system=StopsInSync())) as storage:
+class StopsAtRename(OperatingSystem):
+    """While the process has the lock, and the packed file is ready to take the place of the log."""
+
+    def rename(self, source: str, target: str) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        super().rename(source, target)
+
+
+STOPS = {"in the middle": StopsInSync, "at its end": StopsAtRename}
+
+
+def pack_and_stop(path: str, where: str) -> None:
+    with closing(FileStorage(path, system=STOPS[where]())) as storage:
         say("ready")
         storage.pack()
     say("done")
+
+
+def test_a_commit_during_a_pack_is_in_the_new_file(
+    path: Path, connection: Connection, other: Process
+) -> None:
+    connection.root["a"]["value"] = 1
+    with running(pack_and_stop, path, "in the middle") as (process,):
+        process.wait_until_stopped()
+        connection.commit()
+        assert other.ask("get a") == "1"
+        process.go_on()
+        assert process.finish() == ["done"]
+    connection.abort()
+    assert connection.root["a"]["value"] == 1
+    assert other.ask("get a") == "1"
 
 
 def test_a_commit_that_waited_for_a_pack_goes_to_the_new_file(path: Path, other: Process) -> None:
     system = Interrupted()
     with closing(FileStorage(path, system=system)) as storage, Connection(storage) as connection:
         connection.root["a"]["value"] = 1
-        with running(pack_and_stop, path) as (process,):
+        with running(pack_and_stop, path, "at its end") as (process,):
             process.wait_until_stopped()
             system.while_locked = process.go_on
             connection.commit()
@@ -475,8 +506,11 @@ def test_a_commit_that_waited_for_a_pack_goes_to_the_new_file(path: Path, other:
     assert other.ask("get a") == "1"
 
 
-def test_a_killed_pack_blocks_nobody(path: Path, connection: Connection, other: Process) -> None:
-    with running(pack_and_stop, path) as (process,):
+@pytest.mark.parametrize("where", STOPS)
+def test_a_killed_pack_blocks_nobody(
+    path: Path, connection: Connection, other: Process, where: str
+) -> None:
+    with running(pack_and_stop, path, where) as (process,):
         process.wait_until_stopped()
         process.kill()
         connection.root["a"]["value"] = 1

@@ -30,6 +30,7 @@ from durus.log_format import (
     VOID_SIZE,
 )
 from durus.log_header import FILE_HEADER_SIZE
+from durus.log_open import make_missing_file
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, make_record, value_of
 from tests.seeds import Seeds
@@ -86,7 +87,7 @@ class Original:
     @property
     def all_is_synced(self) -> bool:
         """Whether every bit is in an entry that a synced mark proves to be whole."""
-        return self.name in ("plain", "packed", "large")
+        return self.name in ("plain", "packed", "compressed", "large")
 
 
 class Workload:
@@ -214,6 +215,18 @@ def make_originals(folder: Path, random: Random) -> list[Original]:
         file.seek(0, 2)
         file.write(tail.path.read_bytes()[FILE_HEADER_SIZE:][:99])
 
+    record = make_record("12:34:")
+    dictionary = record.class_pickle + record.state_pickle
+    make_missing_file(OperatingSystem(), str(folder / "compressed"), dictionary=dictionary)
+    compressed = begin("compressed")
+    compressed.write(compressed.some(2), size=5000)
+    compressed.storage.pack()
+    compressed.index()
+    compressed.reopen(compression="none")
+    compressed.write_several(2)
+    compressed.reopen()
+    compressed.write_several(2)
+
     large = begin("large")
     large.write([], new=600)
     large.write(large.some(3), size=1_500_000)
@@ -221,7 +234,8 @@ def make_originals(folder: Path, random: Random) -> list[Original]:
     large.index()
     large.write_several(2)
 
-    return [made.finish() for made in (plain, mixed, packed, unsynced, tail, large)]
+    made = (plain, mixed, packed, unsynced, tail, compressed, large)
+    return [one.finish() for one in made]
 
 
 # Mutations: each takes bytes and gives others.

@@ -125,7 +125,7 @@ positions = st.integers(0, 60) | st.integers(0, 20_000)
 contents = st.binary(max_size=40) | st.builds(lambda n: bytes(range(256)) * (n // 256), sizes)
 file_steps = st.one_of(
     step(partial(call, "write"), contents),
-    step(partial(call, "read"), sizes | st.none()),
+    step(partial(call, "read"), sizes | st.just(-1)),
     step(partial(call, "seek"), positions),
     step(lambda n: lambda file: file.seek(-min(n, file.seek(0, 2)), 2), positions),
     step(lambda n: lambda file: file.seek(min(n, 50), 1), positions),
@@ -698,6 +698,21 @@ def test_what_cannot_be_stored_is_found_before_anything_is_stored_ahead(
     assert len(storage.committed) == 1
 
 
+def test_a_commit_that_conflicts_anyway_stores_nothing_ahead(
+    connection: Connection, storage: WatchedStorage
+) -> None:
+    blob = stored(connection, b"old")
+    other = Connection(storage)
+    blob.write_bytes(bytes(LARGE))
+    other.root["blob"].write_bytes(b"of the other")
+    other.commit()
+    count = storage.count_objects()
+    with pytest.raises(WriteConflictError) as caught:
+        connection.commit()
+    assert caught.value.oids == [oid_of(blob)]
+    assert storage.count_objects() == count
+
+
 def fail(when: Callable[[Transaction], bool], error: Exception) -> Callable[[Transaction], None]:
     def before(transaction: Transaction) -> None:
         if when(transaction):
@@ -870,8 +885,10 @@ def test_a_spool_uses_places_again_and_gives_back_the_disk() -> None:
 def test_a_spool_has_its_memory_back() -> None:
     spool = Spool(memory_bytes_max=4)
     for _ in range(3):
-        assert spool.put(b"four").read() == b"four"
-    assert spool._file is None
+        content = spool.put(b"four")
+        assert content.read() == b"four"
+        assert spool._file is None
+        del content
 
 
 def test_small_changes_all_over_a_blob_do_not_fill_the_disk(

@@ -335,3 +335,35 @@ def test_in_a_forked_child_it_goes_on_after_abort(
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# Packing
+
+
+def test_a_connection_packs_up_to_some_time(storage: MemoryStorage, connection: Connection) -> None:
+    tids = [deposit(connection, balance) for balance in (1, 2, 3)]
+    connection.pack(keep=tids[1])
+    with Connection(storage, at=tids[1]) as past:
+        assert past.root["account"].balance == 2
+    with pytest.raises(HistoryUnavailableError):
+        Connection(storage, at=tids[0])
+    connection.pack()
+    with pytest.raises(HistoryUnavailableError):
+        Connection(storage, at=tids[1])
+    assert connection.root["account"].balance == 3
+
+
+def test_a_storage_without_history_has_none_to_keep() -> None:
+    class Classic(Storage):
+        """As programs of 4.x have them; it remembers nothing."""
+
+        def __init__(self) -> None:
+            self.inner = MemoryStorage()
+
+        def __getattribute__(self, name: str) -> Any:
+            inner = object.__getattribute__(self, "__dict__").get("inner")
+            return object.__getattribute__(self if inner is None else inner, name)
+
+    connection = Connection(ClassicAdapter(Classic()))
+    with pytest.raises(HistoryUnavailableError, match="keeps no history, so there is none to keep"):
+        connection.pack(keep=timedelta(days=1))

@@ -434,6 +434,20 @@ def test_damage_in_a_full_backup_is_found(path: Path, folder: Path, oid: Oid) ->
         path.write_bytes(sound)
 
 
+def test_damage_ends_a_backup_soon(
+    path: Path, folder: Path, oid: Oid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_copy, "_STRETCH_SIZE", 2000)
+    with closing(FileStorage(path)) as storage:
+        for number in range(20):
+            commit(storage, {oid: make_record(f"needle-{number:02}" + 500 * "x")})
+    flip(path, path.read_bytes().index(b"needle-02"))
+    seen: list[Progress] = []
+    with pytest.raises(CorruptionError):
+        backup(path, folder, progress=seen.append)
+    assert seen[-1].done < seen[-1].total // 2
+
+
 def test_what_is_not_read_as_it_was_written_is_no_backup(
     path: Path, folder: Path, oid: Oid
 ) -> None:
@@ -503,6 +517,43 @@ def test_a_part_that_was_exchanged_is_found(
     assert any(parts[0].name in finding.problem for finding in verify_backup(folder))
 
 
+def test_damage_in_what_nobody_reads_is_found_too(
+    path: Path, folder: Path, target: Path, oid: Oid
+) -> None:
+    sound = path.read_bytes()
+    path.write_bytes(sound + b"garbage" * 20)
+    with closing(FileStorage(path)) as storage:
+        commit(storage, {oid: make_record("new")})  # and before that a void
+    (full,) = [Path(backup(path, folder).path or "")]
+    flip(full, len(sound) + 50)
+    (finding,) = verify_backup(folder)
+    assert finding.problem.startswith(f"{full.name}: its checksum is wrong")
+    with pytest.raises(CorruptionError, match="its checksum is wrong; put back a copy"):
+        restore(folder, target)
+    assert names_in(target.parent) == []
+
+
+def edit_manifest(folder: Path, **values: object) -> None:
+    """Let it say something else of the first file, with a checksum that is right."""
+    manifest = folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["files"][0].update(values)
+    content["sha256"] = backup_folder._checksum(content["files"])
+    manifest.write_text(json.dumps(content))
+
+
+def test_a_manifest_that_does_not_fit_the_files_is_found(
+    path: Path, folder: Path, target: Path, oid: Oid
+) -> None:
+    tid = backup(path, folder).tid
+    edit_manifest(folder, last_transaction_id=7)
+    (finding,) = verify_backup(folder)
+    assert (finding.tid, "it ends with this transaction" in finding.problem) == (tid, True)
+    edit_manifest(folder, last_tid=tid - 1)
+    with pytest.raises(CorruptionError, match=f"do not end with transaction {tid - 1}"):
+        restore(folder, target)
+
+
 @pytest.mark.parametrize("is_full", [True, False])
 def test_a_file_that_is_missing_or_shorter_is_named(
     path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid, is_full: bool
@@ -569,11 +620,7 @@ def json_or_none(content: bytes) -> Any:
 
 def test_a_manifest_cannot_name_files_elsewhere(path: Path, folder: Path, oid: Oid) -> None:
     backup(path, folder)
-    manifest = folder / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["files"][0]["name"] = "../full-1.durus"
-    content["sha256"] = backup_folder._checksum(content["files"])
-    manifest.write_text(json.dumps(content))
+    edit_manifest(folder, name="../full-1.durus")
     with pytest.raises(CorruptionError, match="cannot be"):
         backup(path, folder)
 
@@ -695,8 +742,10 @@ def test_nothing_is_overwritten(path: Path, folder: Path, target: Path, oid: Oid
     backup(path, folder)
     restore(folder, target)
     content = target.read_bytes()
+    seen: list[Progress] = []
     with pytest.raises(StorageOpenError, match="something is there already") as caught:
-        restore(folder, target)
+        restore(folder, target, progress=seen.append)
+    assert seen == []
     assert caught.value.errno == errno.EEXIST
     assert target.read_bytes() == content
 
@@ -873,14 +922,17 @@ def test_what_was_undone_by_an_older_copy_is_there_for_its_time_only(
     backup(path, folder)
     path.write_bytes(older)
     backup(path, folder)
-    now = Tid(json.loads((folder / "manifest.json").read_text())["files"][-1]["made_ns"])
-    restore(folder, target, at=now)
-    with closing(FileStorage(target)) as restored:
-        assert value(restored, oid) == 0
-    target.unlink()
-    restore(folder, target, at=Tid(undone + 1))
-    with closing(FileStorage(target)) as restored:
-        assert value(restored, oid) == "undone"
+    first, second = json.loads((folder / "manifest.json").read_text())["files"]
+    for at, expected in [
+        (undone + 1, "undone"),
+        (first["made_ns"], "undone"),
+        (second["made_ns"] - 1, "undone"),
+        (second["made_ns"], 0),
+    ]:
+        restore(folder, target, at=at)
+        with closing(FileStorage(target)) as restored:
+            assert value(restored, oid) == expected
+        target.unlink()
 
 
 def test_an_index_file_that_lies_there_is_no_matter(

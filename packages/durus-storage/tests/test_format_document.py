@@ -15,12 +15,15 @@ END = b"END\xf7"
 
 
 class FileByHand:
-    def __init__(self) -> None:
-        start = b"\x89DUR\r\n\x1a\n" + struct.pack(">II", 1, 104) + bytes(range(16)) + FILE_ID
+    def __init__(self, *pieces: tuple[bytes, bytes]) -> None:
+        extension = b"".join(tag + struct.pack(">I", len(piece)) + piece for tag, piece in pieces)
+        length = 104 + len(extension)
+        start = b"\x89DUR\r\n\x1a\n" + struct.pack(">II", 1, length) + bytes(range(16)) + FILE_ID
         start += struct.pack(">QQQ", 0, 0, 0)  # features
-        start += struct.pack(">QQQ", 5, 2, 1_700_000_000_000_000_000) + END  # horizon 5
+        start += struct.pack(">QQQ", 5, 2, 1_700_000_000_000_000_000)  # horizon 5
+        start += extension + END
         self.content = start + struct.pack(">I", zlib.crc32(start))
-        assert len(self.content) == 104
+        assert len(self.content) == length
 
     @property
     def size(self) -> int:
@@ -66,6 +69,18 @@ def record(oid: int, class_pickle: bytes, refs: bytes, state: bytes) -> bytes:
     return struct.pack(">I", zlib.crc32(content)) + content
 
 
+def compressed(oid: int, codec: int, class_length: int, refs: bytes, block: bytes) -> bytes:
+    content = struct.pack(">QBBH", oid, codec, 0, class_length)
+    content += struct.pack(">II", len(refs) // 8, len(block)) + refs + block
+    return struct.pack(">I", zlib.crc32(content)) + content
+
+
+def frame(size: int, block_type: int, block: bytes) -> bytes:
+    """By RFC 8878, without its first four bytes: one block, and the size of the content."""
+    head = len(block) << 3 | block_type << 1 | 1
+    return bytes([0x20, size]) + struct.pack("<I", head)[:3] + block
+
+
 def oid(number: int) -> Oid:
     return Oid(struct.pack(">Q", number))
 
@@ -108,4 +123,41 @@ def test_a_file_made_by_hand_is_read_and_continued(tmp_path: Path) -> None:
         commit(storage, {oid(0): make_record("next")})
         assert len(list(storage.revisions(oid(0)))) == 3
     assert path.read_bytes().startswith(by_hand.content)
+    assert list(verify_file(str(path))) == []
+
+
+def test_compressed_records_made_by_hand_are_read(tmp_path: Path) -> None:
+    class_pickle = b"a class by hand"
+    dictionary = class_pickle + b", and more"
+    by_hand = FileByHand((b"more", b"ignored"), (b"zstd", dictionary))
+    length = len(class_pickle)
+    stored = frame(length + 8, 0, class_pickle + b"state 0!")  # a block of type 0 is what it is
+    # A block of type 2: literals as they are; a sequence of none of them and so many bytes from the
+    # beginning of the dictionary, each code for itself (RLE); then the rest of the literals.
+    literals = b"state 1!"
+    offset = len(dictionary) + 3
+    sequence = bytes([1, 0b01010100, 0, 4, length - 3, 1 << 4 | offset - 16])
+    shortened = frame(length + 8, 2, bytes([len(literals) << 3]) + literals + sequence)
+    records = [
+        (0, 0, compressed(0, 1, length, oid(1) + oid(2), stored)),
+        (1, 0, compressed(1, 2, length, b"", shortened)),
+        (2, 0, record(2, class_pickle, b"", b"state 2!")),
+    ]
+    by_hand.add_transaction(6, 3, records)
+    by_hand.add_mark(6)
+    path = tmp_path / "by-hand"
+    path.write_bytes(by_hand.content)
+
+    assert list(verify_file(str(path))) == []
+    with closing(FileStorage(path)) as storage:
+        with closing(storage.snapshot()) as snapshot:
+            for number in range(3):
+                state = f"state {number}!".encode()
+                refs = b"" if number else oid(1) + oid(2)
+                assert snapshot.load(oid(number)).record == Record(class_pickle, state, refs)
+        commit(storage, {oid(1): make_record("next")})
+        storage.pack()
+        with closing(storage.snapshot()) as snapshot:
+            assert snapshot.load(oid(0)).record.state_pickle == b"state 0!"
+    assert b"more\0\0\0\7ignoredzstd\0\0\0\x19" + dictionary + END in path.read_bytes()
     assert list(verify_file(str(path))) == []

@@ -26,7 +26,7 @@ from durus.file_storage import FileStorage, TempFileStorage
 from durus.file_storage2 import FileStorage2
 from durus.formats import FORMATS, STORAGE_CLASSES, find_format, open_file
 from durus.interfaces import ROOT_OID, HistoryStorage, Storage
-from durus.log_format import MAGIC
+from durus.log_header import MAGIC
 from durus.shelf_storage import ShelfStorage
 from durus.sqlite_storage import SqliteStorage
 from durus.storage import open_storage

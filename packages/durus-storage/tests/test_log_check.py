@@ -226,7 +226,9 @@ def flip(path: Path, needle: bytes) -> int:
     return place
 
 
-def write_one(path: Path, *states: bytes, is_marked: bool = True) -> TransactionHead:
+def write_one(
+    path: Path, *states: bytes, is_marked: bool = True, flags: int = 0, extension: bytes = b""
+) -> TransactionHead:
     """A file with one transaction, of objects with these states."""
     records = [
         (Oid(number.to_bytes(8)), 0, encode_record(Oid(number.to_bytes(8)), Record(b"c", s, b"")))
@@ -234,7 +236,15 @@ def write_one(path: Path, *states: bytes, is_marked: bool = True) -> Transaction
     ]
     content = encode_file_header(HEADER)
     transaction, encoded = encode_transaction(
-        HEADER.file_id, len(content), records, tid=Tid(7), time_ns=7, id=7, next_oid=len(states)
+        HEADER.file_id,
+        len(content),
+        records,
+        tid=Tid(7),
+        time_ns=7,
+        id=7,
+        next_oid=len(states),
+        flags=flags,
+        extension=extension,
     )
     content += encoded
     if is_marked:
@@ -283,6 +293,15 @@ def test_what_is_not_marked_is_not_visible(path: Path) -> None:
     log.adopt_tail()
     assert (log.tid, log.last, log.end) == (7, head, head.end)
     assert not log.is_marked
+
+
+def test_what_only_a_newer_release_knows_is_refused(path: Path) -> None:
+    write_one(path, b"first", flags=1)
+    with pytest.raises(UnsupportedFormatError, match="flags 0x1"):
+        check_in_pieces(path, random.Random(1))
+    write_one(path, b"first", extension=b"NEED\0\0\0\1x")
+    with pytest.raises(UnsupportedFormatError, match="NEED"):
+        check_in_pieces(path, random.Random(1))
 
 
 class Counted(OperatingSystem):

@@ -30,8 +30,9 @@ from durus.log_format import (
     Reservation,
     Void,
 )
-from durus.log_header import FILE_HEADER_SIZE
-from durus.log_record import SLOT_HEAD_SIZE
+from durus.log_header import FileHeader, decode_file_header
+from durus.log_open import make_missing_file
+from durus.log_record import SLOT_HEAD_SIZE, decode_record
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, create, make_record, value_of
 
@@ -74,15 +75,25 @@ def refuse(storage: FileStorage, system: Unsynced) -> None:
         commit(storage, {ROOT_OID: make_record("refused")})
 
 
+def read_header(path: Path) -> FileHeader:
+    header = decode_file_header(path.read_bytes())
+    assert header is not None
+    return header
+
+
 def write_partial(path: Path) -> None:
     """What a process leaves that is killed while it writes."""
     with path.open("ab") as file:
-        file.write(path.read_bytes()[FILE_HEADER_SIZE:][:60])
+        file.write(path.read_bytes()[read_header(path).size :][:60])
 
 
 def write_file(path: Path, last: str) -> None:
     """Write a packed file that has gone on, with entries of all kinds, and this one at its end."""
     system = Unsynced()
+    if last == "compressed":
+        record = make_record("")
+        dictionary = record.class_pickle + record.state_pickle
+        make_missing_file(system, str(path), dictionary=dictionary)
     with closing(FileStorage(path, system=system)) as storage:
         (oid,) = create(storage, 1)
         commit(storage, {oid: make_record("old")})
@@ -108,6 +119,13 @@ def write_file(path: Path, last: str) -> None:
                 commit(storage, {ROOT_OID: make_record("e", [oid])})
     if last == "unfinished":
         write_partial(path)
+    if last == "compressed":
+        with closing(FileStorage(path)) as storage:
+            log = storage._shared.current()
+            for oid in log.oids():
+                stored = decode_record(log.copy_record(log.find_slot(oid), oid))
+                assert stored is not None
+                assert stored.codec == 2
 
 
 def read_regions(path: Path) -> list[Region]:
@@ -115,7 +133,7 @@ def read_regions(path: Path) -> list[Region]:
     system = OperatingSystem()
     log = Log(LogFile(system, str(path), system.open(str(path), writable=False)))
     size = path.stat().st_size
-    header = range(FILE_HEADER_SIZE)
+    header = range(log.header.size)
     regions = [Region(0, header.stop, header)]
     entries: list[LoggedTransaction | Mark | Void | Reservation] = []
     voids = [entry for entry in log.search(0, size) if isinstance(entry, Void)]
@@ -220,12 +238,18 @@ def verify(path: Path) -> list[Finding] | StorageError:
         return error
 
 
-LASTS = ["committed", "refused", "reserved", "unsynced", "unfinished"]
+LASTS = ["committed", "refused", "reserved", "unsynced", "unfinished", "compressed"]
 
 
-def at_the_end(regions: list[Region], last: str) -> list[Region]:
-    """All regions, or those that a file has which is the same as another one but for its end."""
-    return regions if last == LASTS[0] else regions[-6:]
+def that_differ(regions: list[Region], last: str) -> list[Region]:
+    """All regions, or those that a file has which is otherwise the same as the first one."""
+    match last:
+        case "committed":
+            return regions
+        case "compressed":
+            return [region for region in regions if region.start == 0 or region.oid is not None]
+        case _:
+            return regions[-6:]
 
 
 @pytest.mark.parametrize("last", LASTS)
@@ -234,7 +258,7 @@ def test_verify_finds_every_flipped_bit_and_names_its_place(tmp_path: Path, last
     write_file(path, last)
     regions = read_regions(path)
     assert list(verify_file(str(path))) == []
-    for place, region in Flipper(path).flips(at_the_end(regions, last)):
+    for place, region in Flipper(path).flips(that_differ(regions, last)):
         findings = verify(path)
         if isinstance(findings, StorageError):
             assert region.start == 0, place
@@ -272,7 +296,7 @@ def test_who_reads_a_flipped_bit_is_told_the_place(
     if use_index:
         make_index(path)
     right = read_state(path, use_map=use_map)
-    regions = at_the_end(read_regions(path), last)
+    regions = that_differ(read_regions(path), last)
     stride = 5 if use_map or use_index else 1 if last == LASTS[0] else 3
     for place, region in Flipper(path).flips(regions, stride):
         # What an index covers is durable for certain, and nobody looks for its end.
@@ -293,9 +317,12 @@ def test_who_reads_a_flipped_bit_is_told_the_place(
                 assert found in (right, before(right, region.lost_since))
 
 
-def test_who_reads_a_damaged_record_is_told_the_oid_the_tid_and_the_offset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["committed", "compressed"])
+def test_who_reads_a_damaged_record_is_told_the_oid_the_tid_and_the_offset(
+    tmp_path: Path, last: str
+) -> None:
     path = tmp_path / "file"
-    write_file(path, "committed")
+    write_file(path, last)
     regions = [
         region._replace(start=region.start + SLOT_HEAD_SIZE)  # else it belongs to no transaction
         for region in read_regions(path)

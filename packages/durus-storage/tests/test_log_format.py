@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -32,6 +33,7 @@ from durus.log_header import (
     decode_file_header,
     encode_file_header,
     read_pieces,
+    with_dictionary,
 )
 from durus.log_record import decode_record, encode_record, is_record, peek_record
 
@@ -134,8 +136,15 @@ def test_small_entries_come_back_at_their_place_only(offset: int, number: int, f
         assert decode_entry_head(FILE_ID, offset, content[:-1]) is None
 
 
-@given(st.binary(min_size=16, max_size=16), st.tuples(*[numbers] * 6))
-def test_a_file_header_comes_back(identity: bytes, fields: tuple[int, ...]) -> None:
+@given(
+    st.binary(min_size=16, max_size=16),
+    st.tuples(*[numbers] * 6),
+    extensions,
+    st.none() | st.just(b"") | st.binary(min_size=8, max_size=100),
+)
+def test_a_file_header_comes_back(
+    identity: bytes, fields: tuple[int, ...], extension: bytes, dictionary: bytes | None
+) -> None:
     header = FileHeader(
         database_id=identity,
         file_id=identity[::-1],
@@ -145,11 +154,28 @@ def test_a_file_header_comes_back(identity: bytes, fields: tuple[int, ...]) -> N
         features_refuse=fields[3],
         features_read_only=fields[4],
         features_ignore=fields[5],
+        extension=with_dictionary(extension, dictionary),
     )
     content = encode_file_header(header)
-    assert len(content) == FILE_HEADER_SIZE
+    assert len(content) == FILE_HEADER_SIZE + len(header.extension) == header.size
     assert decode_file_header(content + b"more") == header
     assert decode_file_header(content[:-1]) is None
+    assert header.dictionary == dictionary
+    assert with_dictionary(header.extension, None) == extension
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [b"?", b"some\0\0\0\5more", b"s me\0\0\0\0", b"zstd\0\0\0\7too few"],
+    ids=["cut off", "shorter than it says", "no letters", "no dictionary"],
+)
+def test_a_wrong_extension_of_a_header_is_damage_unless_a_later_version_has_it(
+    extension: bytes,
+) -> None:
+    header = FileHeader(database_id=bytes(16), file_id=bytes(16), created_ns=1, extension=extension)
+    assert decode_file_header(encode_file_header(header)) is None
+    later = replace(header, version=2)
+    assert decode_file_header(encode_file_header(later)) == later
 
 
 def test_every_flipped_bit_is_found() -> None:
@@ -171,7 +197,13 @@ def test_every_flipped_bit_is_found() -> None:
     void = encode_void(FILE_ID, Void(500, 400))
     reservation = encode_reservation(FILE_ID, Reservation(500, 7))
     header = encode_file_header(
-        FileHeader(database_id=FILE_ID, file_id=FILE_ID, created_ns=1, horizon=NO_TID)
+        FileHeader(
+            database_id=FILE_ID,
+            file_id=FILE_ID,
+            created_ns=1,
+            horizon=NO_TID,
+            extension=with_dictionary(b"", b"dictionary"),
+        )
     )
     for bit in range(8 * len(record)):
         assert decode_record(flip(record, bit)) is None

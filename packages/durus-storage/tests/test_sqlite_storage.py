@@ -695,6 +695,12 @@ def test_an_old_snapshot_sees_what_was_packed_away_though_it_is_in_the_way(
         assert [value_of(old.load(oid).record) for oid in (ROOT_OID, a, b)] == [0, 0, 0]
 
 
+def test_no_history_is_kept_by_a_pack(storage: SqliteStorage) -> None:
+    create(storage, 1)
+    with pytest.raises(HistoryUnavailableError, match="keep= is for logs"):
+        storage.pack(keep=storage.tid)
+
+
 def test_a_pack_makes_the_file_smaller(path: Path) -> None:
     with closing(SqliteStorage(path)) as storage:
         (a,) = create(storage, 1)

@@ -12,8 +12,8 @@ from typing import Final
 
 from durus.blob import BlobChunk
 from durus.error import CommitOutcomeUnknownError, StorageError, WriteConflictError
-from durus.interfaces import Oid, Record, Storage, Transaction
-from durus.oid_set import OidSet
+from durus.interfaces import Oid, Record, Transaction
+from durus.view import View
 
 __all__ = ["ChunkUpload"]
 
@@ -22,14 +22,10 @@ _ATTEMPTS_MAX: Final = 100
 
 
 class ChunkUpload:
-    """The chunks of one commit.
+    """The chunks of one commit, of what was read in a view."""
 
-    accessed: what the transaction has accessed, to be told what it has stored itself.
-    """
-
-    def __init__(self, storage: Storage, accessed: OidSet, user: str) -> None:
-        self._storage = storage
-        self._accessed = accessed
+    def __init__(self, view: View, user: str) -> None:
+        self._view = view
         self._user = user
         self.oids: set[Oid] = set()
         """Those that were stored ahead."""
@@ -52,14 +48,15 @@ class ChunkUpload:
 
     def _commit(self, records: dict[Oid, Record]) -> None:
         self.oids.update(records)
-        self._accessed.exclude(records)
+        self._view.accessed.exclude(records)
         for attempts_left in reversed(range(_ATTEMPTS_MAX)):
             try:
-                self._storage.commit(
+                self._view.storage.commit(
                     Transaction(
                         id=int.from_bytes(os.urandom(8)),
-                        snapshot_tid=self._storage.tid,
-                        accessed=OidSet(),
+                        # If the commit will be a conflict, that is found before all is stored.
+                        snapshot_tid=self._view.snapshot.tid,
+                        accessed=self._view.accessed,
                         created=frozenset(records),
                         writes=records,
                         time_ns=time.time_ns(),
@@ -68,9 +65,9 @@ class ChunkUpload:
                     )
                 )
                 return
-            except WriteConflictError:
-                # It has read nothing; but for a server's clients every commit by others is one.
-                if not attempts_left:
+            except WriteConflictError as error:
+                # To the client of a server any commit by others is a conflict, with no oids.
+                if error.oids is not None or not attempts_left:
                     raise
             except CommitOutcomeUnknownError as error:
                 # Its id is not that of the transaction for which the caller would look.

@@ -28,6 +28,7 @@ from durus.error import (
     DanglingReferenceError,
     DurusError,
     DurusKeyError,
+    HistoryUnavailableError,
     ObjectError,
     ProtocolError,
     ReadConflictError,
@@ -43,6 +44,7 @@ from durus.interfaces import (
     CommittedTransaction,
     HistoryStorage,
     Oid,
+    PackableHistoryStorage,
     PackableStorage,
     Record,
     Revision,
@@ -303,6 +305,7 @@ class Connection(ConnectionBase, Generic[R]):
     ) -> Iterator[PersistentObject]:
         """Every object that can be reached from `start_oid`, breadth first, loaded.
 
+        The contents of blobs are not loaded.
         Loads `batch_size` records at a time: a quick way to fill the cache.
         """
         for oid, revision in self._view.crawl(start_oid, batch_size):
@@ -385,14 +388,14 @@ class Connection(ConnectionBase, Generic[R]):
 
     def _store(self, objects: Iterable[PersistentObject]) -> CommitResult:
         """Commit these objects and the new ones that they lead to."""
-        upload = ChunkUpload(self._storage, self._view.accessed, self.user)
+        upload = ChunkUpload(self._view, self.user)
         try:
             return self._store_once(objects, upload)
         except DanglingReferenceError as error:
             if not upload.oids.issuperset(error.oids):
                 raise
         # A pack has removed parts of blobs, as nothing referred to them yet.
-        upload = ChunkUpload(self._storage, self._view.accessed, self.user)
+        upload = ChunkUpload(self._view, self.user)
         return self._store_once(objects, upload)
 
     def _store_once(self, objects: Iterable[PersistentObject], upload: ChunkUpload) -> CommitResult:
@@ -508,13 +511,24 @@ class Connection(ConnectionBase, Generic[R]):
         """Make ghosts of objects that were not used for long, if the cache is too large."""
         self.cache.shrink(self)
 
-    def pack(self) -> None:
-        """Give up uncommitted changes, and let the storage drop what is no longer needed."""
+    def pack(self, *, keep: When | None = None) -> None:
+        """Give up uncommitted changes, and let the storage drop what is no longer needed.
+
+        keep: the history since this tid, aware datetime, or so long ago (a timedelta) stays, if
+          the storage has any; by default none.
+        """
         self._view.check_writable()
         self.abort()
         if not isinstance(self._storage, PackableStorage):
             raise StorageError(f"{self.storage} cannot be packed")
-        self._storage.pack()
+        if keep is None:
+            self._storage.pack()
+        elif isinstance(self._storage, PackableHistoryStorage):
+            self._storage.pack(keep=keep)
+        else:
+            raise HistoryUnavailableError(
+                f"{self.storage} keeps no history, so there is none to keep; pack it without keep="
+            )
         self._forget(None)  # what was removed shall not look as if it were still there
         self.abort()
 

@@ -8,16 +8,20 @@ everything that they ask of it stands here:
     changes()       what others committed: invalidations
     reserve_oids()  oids for new objects, never handed out twice
 
-What not every storage can do is a Protocol of its own: `HistoryStorage`, `PackableStorage`.
+What not every storage can do is a Protocol of its own: `HistoryStorage`, `PackableStorage`,
+`PackableHistoryStorage`.
 `durus.testing.storage_contract` checks an implementation; `durus.classic` adapts the storages of
 Durus 4.x.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, NewType, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, NewType, Protocol, runtime_checkable
 
 from durus import _guard as _guard
+
+if TYPE_CHECKING:
+    from durus.times import When
 
 __all__ = [
     "CHANGES_MAX",
@@ -29,6 +33,7 @@ __all__ = [
     "CommittedTransaction",
     "HistoryStorage",
     "Oid",
+    "PackableHistoryStorage",
     "PackableStorage",
     "Progress",
     "Record",
@@ -254,6 +259,24 @@ class PackableStorage(Storage, Protocol):
 
     def pack(self) -> None:
         """Forget history, and the objects that cannot be reached from the root."""
+        ...
+
+
+@runtime_checkable
+class PackableHistoryStorage(HistoryStorage, Protocol):
+    """A storage that can drop its history up to some time."""
+
+    def pack(
+        self,
+        *,
+        keep: "When | None" = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Forget the history before `keep`, all of it by default, and what nothing leads to.
+
+        Kept is what the root, as it was at `keep`, and all that was written later lead to.  Open
+        snapshots go on.  progress: is called now and then; what it raises ends the pack.
+        """
         ...
 
 

@@ -210,7 +210,7 @@ class _Backup:
             report=report,
         )
         copy.extend(limit)
-        copy.log.finish(limit)
+        copy.finish()
         return copy
 
     def _check_space(self, size: int) -> None:
@@ -243,7 +243,7 @@ class _Backup:
         tail = self._look_at_tail(copy.log.anchor)
         if tail.count:
             copy.extend(tail.end)
-            copy.log.finish(tail.end)
+            copy.finish()
             first, last, count = first or tail.first, tail.last, count + tail.count
         first_tid, last_tid = (first.tid, last.tid) if first and last else (NO_TID, NO_TID)
         name = f"full-{last_tid}.durus" if reason else f"inc-{first_tid}-{last_tid}.part"

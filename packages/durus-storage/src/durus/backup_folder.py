@@ -263,7 +263,7 @@ class BackupFolder:
         files = [*self.files, file]
         try:
             self.system.rename(self.path_of(UNNAMED), aside)
-            self._sync()
+            self._sync()  # each name before the next: not all file systems keep their order
             self._write_manifest(files)
         except BaseException:
             for path in (aside, self.path_of(MANIFEST + ASIDE)):

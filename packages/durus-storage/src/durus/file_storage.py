@@ -187,7 +187,8 @@ class FileStorage(ClassicCalls):
         else:
             path = os.path.abspath(filename)
         if create and not readonly:
-            make_missing_file(self._system, path, compressed=compression == "zstd")
+            dictionary = b"" if compression == "zstd" else None
+            make_missing_file(self._system, path, dictionary=dictionary)
         self._shared = SharedLog(
             self._system,
             path,
@@ -243,9 +244,8 @@ class FileStorage(ClassicCalls):
 
     def close(self) -> None:
         """Close the file; open snapshots end, too.  A temporary file is removed."""
-        with self._commits.leading:
-            self._shared.checkpoint(at_least=_CLOSE_CHECKPOINT_SIZE)
-            self._shared.close()
+        self._shared.checkpoint(at_least=_CLOSE_CHECKPOINT_SIZE)
+        self._shared.close()
         if hasattr(self, "_remove"):
             self._remove()
 
@@ -300,10 +300,10 @@ class FileStorage(ClassicCalls):
         the file still does not let that be done.
         """
         if self.readonly:
-            log: Log = self._shared.catch_up(whole=True)
+            log: Log = self._shared.catch_up()
         else:
             failure = "the end of the log could not be settled"
-            with self._commits.leading, self._shared.locked(failure) as settled:
+            with self._shared.locked(failure) as settled:
                 log = settled
         return next((head.tid for head in log.walk_back() if head.id == transaction_id), None)
 
@@ -360,7 +360,7 @@ class FileStorage(ClassicCalls):
 
     def _reserve(self, count: int) -> range:
         failure = "no oids could be reserved"
-        with self._commits.leading, self._shared.locked(failure) as log:
+        with self._shared.locked(failure) as log:
             first = log.next_oid
             if first + count > OID_LIMIT:
                 raise StorageError(f"{log.path}: there are no {count} more oids")
@@ -392,7 +392,6 @@ class FileStorage(ClassicCalls):
         self._shared.check_writable()
         pack_online(
             self._shared,
-            self._commits.leading,
             keep=None if keep is None else tid_at(keep),
             keep_old=keep_old,
             compression=self._compression,

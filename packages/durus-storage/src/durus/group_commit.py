@@ -46,7 +46,7 @@ class GroupCommit:
         self._commit_group = commit_group
         self._waiting: list[PendingCommit] = []
         self.leading = threading.Lock()
-        """Who has it may append to the log; others wait."""
+        """Who has it commits for those who wait."""
 
     def commit(self, prepared: PreparedTransaction) -> CommitResult:
         """Wait until the transaction is committed; what `Storage.commit` raises."""

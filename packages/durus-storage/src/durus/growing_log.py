@@ -33,8 +33,8 @@ class GrowingLog(Log):
 
     keeps_lock = False
     """Whether the file is locked for as long as it is open."""
-    is_recovered = False
-    """Whether all is visible that a crash had left whole when the file was opened."""
+    adopted_size: int | None = None
+    """The size of the file when its tail was last adopted."""
     _refused: int | None = None
     """What begins here must be sealed: its sync failed, so it must never become visible."""
 
@@ -92,6 +92,7 @@ class GrowingLog(Log):
                 adopted = [t for t in whole if t.tid > self.tid]
                 self._publish_until(whole[-1].tid, adopted, is_marked=False)
                 self._tail = tail._replace(pending=tail.pending[len(whole) :])
+            self.adopted_size = tail.size
 
     def make_durable(self) -> None:
         """Let all that is visible, with its mark, survive a power cut; OSError."""

@@ -68,21 +68,24 @@ class RecordCodec:
         that what is committed to it be compressed.
         """
         self.dictionary = dictionary
-        self._frames: dict[int, Frames] = {}
+        self._frames: dict[int, Frames | None] = {}
 
     @property
     def is_wanted(self) -> bool:
         """Whether the file asks that records be compressed, and that can be done here."""
         return self.dictionary is not None and has_library()
 
-    def _frames_of(self, codec: int) -> "Frames":
-        found = self._frames.get(codec)
-        if found is None:
+    def _frames_of(self, codec: int) -> "Frames | None":
+        """What compresses and unpacks; None when the dictionary is damaged."""
+        if codec not in self._frames:
             from durus.zstd_frames import Frames
 
             dictionary = self.dictionary if codec == _WITH_DICTIONARY else None
-            found = self._frames[codec] = Frames(dictionary or b"")
-        return found
+            try:
+                self._frames[codec] = Frames(dictionary or b"")
+            except ValueError:
+                self._frames[codec] = None
+        return self._frames[codec]
 
     def compress(self, class_pickle: bytes, state: bytes) -> tuple[int, bytes] | None:
         """The codec and the block; None when it is better to store the record as it is."""
@@ -90,7 +93,8 @@ class RecordCodec:
         if not self.dictionary and size < _ALONE_SIZE_MIN:
             return None
         codec = _WITH_DICTIONARY if self.dictionary else _ALONE
-        block = self._frames_of(codec).compress(class_pickle + state)
+        frames = self._frames_of(codec)
+        block = None if frames is None else frames.compress(class_pickle + state)
         if block is None or size - len(block) < max(_GAIN_MIN, size // _GAIN_PART):
             return None
         return codec, block
@@ -100,5 +104,7 @@ class RecordCodec:
         if codec == _WITH_DICTIONARY and not self.dictionary:
             return None
         frames = self._frames_of(codec)
+        if frames is None:
+            return None
         content = frames.unpack(block, class_size, class_size + _STATE_SIZE_MAX)
         return None if content is None else (content[:class_size], content[class_size:])

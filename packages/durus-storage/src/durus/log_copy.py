@@ -1,12 +1,13 @@
 """Copying a range of a log into a file of its own, byte by byte, and checking everything in it.
 
-Backup and restore use it.  Invariant: what `end` says is copied is durable, was read back, and is
-what was read; and as far as entries end there, `log` has checked each checksum in it.
+Backup and restore use it.  Invariant: what `end` says is copied is durable; and what `log` has
+settled of it was read back, and each checksum in it compared.
 """
 
+import contextlib
 import hashlib
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final
 
 from durus.error import CorruptionError, StorageError
@@ -18,13 +19,16 @@ from durus.log_file import LogFile
 __all__ = ["LogCopy"]
 
 _PIECE_SIZE: Final = 1 << 20
-"""So much is in memory at once."""
+"""So much is read and written at once."""
 _STRETCH_SIZE: Final = 1 << 25
 """So much is written and then synced: who commits meanwhile need not wait long for the disk."""
 
 
 class LogCopy:
-    """A copy in an empty file.  OSError; CorruptionError when the source is damaged."""
+    """A copy in an empty file.  OSError; CorruptionError when the source is damaged.
+
+    Another thread takes care of checksum and syncs: both leave Python's lock to this one.
+    """
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class LogCopy:
 
     @property
     def log(self) -> CheckedLog:
-        """The copied log, as far as it is checked; something is copied already."""
+        """The copied log, as far as it is checked."""
         if self._log is None:
             file = self._file
             if self._start:
@@ -65,10 +69,16 @@ class LogCopy:
         return found
 
     def extend(self, stop: int) -> None:
-        """Copy up to an offset of the log."""
-        while self.end < stop:
-            self._copy_stretch(min(self.end + _STRETCH_SIZE, stop))
-            self.log.check(self.end)
+        """Copy up to an offset of the log, and check it, as far as entries end there."""
+        with ThreadPoolExecutor(1) as helper:
+            while self.end < stop:
+                end = min(self.end + _STRETCH_SIZE, stop)
+                self._write(end, helper)
+                synced = helper.submit(self._file.sync)
+                self._check()  # what was synced before
+                synced.result()
+                self.end = end
+        self._check()
 
     def append(self, content: bytes) -> None:
         """Write what the source does not have."""
@@ -76,29 +86,38 @@ class LogCopy:
         self._file.sync()
         self.end += len(content)
 
-    def _copy_stretch(self, stop: int) -> None:
-        checksum = 0
-        for place in range(self.end, stop, _PIECE_SIZE):
-            size = min(_PIECE_SIZE, stop - place)
+    def finish(self) -> None:
+        """Check all that is copied."""
+        with self._explaining():
+            self.log.finish(self.end)
+
+    def _write(self, end: int, helper: Executor) -> None:
+        for place in range(self.end, end, _PIECE_SIZE):
+            size = min(_PIECE_SIZE, end - place)
             content = self._source.read(place, size)
             if len(content) < size:
                 path, offset = self._blame(place + len(content))
                 raise CorruptionError(path, offset, "the file has become shorter meanwhile")
+            helper.submit(self._sha256.update, content)
             self._file.append(content)
-            checksum = zlib.crc32(content, checksum)
             self._report(size)
-        self._file.sync()
-        self._read_back(stop, checksum)
-        self.end = stop
 
-    def _read_back(self, stop: int, checksum: int) -> None:
-        found = 0
-        for place in range(self.end, stop, _PIECE_SIZE):
-            content = self._file.read(place - self._start, min(_PIECE_SIZE, stop - place))
-            found = zlib.crc32(content, found)
-            self._sha256.update(content)
-        if found != checksum:
-            raise StorageError(
-                f"{self._file.path}: what was written there is not what is read now; its disk, or "
-                "the memory of the machine, is faulty"
-            )
+    def _check(self) -> None:
+        if self.end > self._start:
+            with self._explaining():
+                self.log.check(self.end)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Damage in the copy is damage in the source, unless that is not the same."""
+        try:
+            yield
+        except CorruptionError as error:
+            for place in range(self._start, self.end, _PIECE_SIZE):
+                size = min(_PIECE_SIZE, self.end - place)
+                if self._file.read(place - self._start, size) != self._source.read(place, size):
+                    raise StorageError(
+                        f"{self._file.path}: what was written there is not what is read now "
+                        f"({error.reason}): its disk, or the memory of this machine, is faulty"
+                    ) from error
+            raise

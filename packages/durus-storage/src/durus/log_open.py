@@ -123,27 +123,27 @@ def open_log_file(system: System, path: str, *, readonly: bool, use_map: bool = 
         raise StorageOpenError(path, reason, error.errno) from error
 
 
-def make_missing_file(system: System, path: str, *, compressed: bool = False) -> None:
+def make_missing_file(system: System, path: str, *, dictionary: bytes | None = None) -> None:
     """Make a new file if there is none: prepared aside, it appears complete, or not at all.
 
     An empty file counts as none: programs of 4.x make such to have a name.
-    compressed: whether it asks that what is committed to it be compressed.
+    dictionary: as in `RecordCodec`.
     """
     try:
         try:
             status = system.path_status(path)
         except FileNotFoundError:
-            _make_file(system, os.path.realpath(path), compressed=compressed)
+            _make_file(system, os.path.realpath(path), dictionary=dictionary)
             return
         if status.is_regular and not status.size:
-            _fill_empty_file(system, path, compressed=compressed)
+            _fill_empty_file(system, path, dictionary=dictionary)
     except StorageError:
         raise
     except OSError as error:
         raise explain_failure(path, error) from error
 
 
-def _fill_empty_file(system: System, path: str, *, compressed: bool) -> None:
+def _fill_empty_file(system: System, path: str, *, dictionary: bytes | None) -> None:
     file = LogFile(system, path, system.open(path, writable=True))
     # Only one process replaces it: the others find the new file when they have the lock.
     with hold_lock(file, _LOCK_TIMEOUT_S):
@@ -151,27 +151,27 @@ def _fill_empty_file(system: System, path: str, *, compressed: bool) -> None:
         if not status.size and system.path_status(path).identity == status.identity:
             path = os.path.realpath(path)
             with replacing(system, path) as aside:
-                _write_header(system, aside, status, compressed=compressed)
+                _write_header(system, aside, status, dictionary=dictionary)
             system.sync_directory(os.path.dirname(path))
 
 
-def _make_file(system: System, path: str, *, compressed: bool) -> None:
+def _make_file(system: System, path: str, *, dictionary: bytes | None) -> None:
     with (
         making(path),
         contextlib.suppress(FileExistsError),  # of several processes one is first
         appearing_at(system, path) as aside,
     ):
-        _write_header(system, aside, compressed=compressed)
+        _write_header(system, aside, dictionary=dictionary)
 
 
 def _write_header(
-    system: System, path: str, like: FileStatus | None = None, *, compressed: bool
+    system: System, path: str, like: FileStatus | None = None, *, dictionary: bytes | None
 ) -> None:
     header = FileHeader(
         database_id=secrets.token_bytes(16),
         file_id=secrets.token_bytes(16),
         created_ns=time.time_ns(),
-        extension=with_dictionary(b"", b"" if compressed else None),
+        extension=with_dictionary(b"", dictionary),
     )
     file = LogFile(system, path, system.create(path, like))
     file.append(encode_file_header(header))

@@ -128,6 +128,10 @@ class LogPack:
             yield number, self._refs.read(slot, number)[1]
             slot += SLOT_HEAD_SIZE + size
 
+    def hush(self) -> None:
+        """Report no more: others will be waiting."""
+        self._report = lambda progress: None
+
     @property
     def count(self) -> int:
         """The objects that there were at the horizon, and are kept."""

@@ -19,9 +19,10 @@ from durus.file_system import OperatingSystem, System
 from durus.growing_log import GrowingLog
 from durus.interfaces import OID_LIMIT, Oid, Record, Tid
 from durus.log import Log
+from durus.log_codec import LIBRARY_MISSING, Compression, RecordCodec, has_library
 from durus.log_file import LogFile
 from durus.log_format import LoggedTransaction
-from durus.log_header import FileHeader
+from durus.log_header import FileHeader, with_dictionary
 from durus.log_open import explain_failure, open_log_file, saying
 from durus.log_pack import read_transactions
 from durus.log_record import encode_record
@@ -97,32 +98,43 @@ def _read_records(log: Log, transaction: LoggedTransaction) -> Iterator[tuple[Oi
         yield oid, log.read_revision(entry.slot, oid).record
 
 
-def write_log(path: str, database: StoredDatabase, system: System | None = None) -> None:
+def write_log(
+    path: str,
+    database: StoredDatabase,
+    system: System | None = None,
+    *,
+    compression: Compression = "none",
+) -> None:
     """Make a new log file that holds all of a database; durable on return.
 
     Transactions without a tid get tids, and ids, of ours.  The first one is the base of the
     database, and may be all of it.  If it has no tid, or is large, it is written in parts, so that
     it need not fit into memory; every other transaction must.
 
+    compression: "zstd": large records are compressed, and a pack makes a dictionary for small ones.
+
     Raises StorageOpenError when the file cannot be made, StorageError when it cannot hold the
     database, and whatever the database raises while it is read; then there is no file.
     """
+    if compression == "zstd" and not has_library():
+        raise StorageError(LIBRARY_MISSING)
     system = OperatingSystem() if system is None else system
     path = os.path.abspath(path)
     with making(path):
         file = LogFile(system, path, system.create(path))
     try:
-        _write_all(file, database)
+        _write_all(file, database, compression)
     except BaseException:
         with contextlib.suppress(OSError):
             system.unlink(path)
         raise
 
 
-def _write_all(file: LogFile, database: StoredDatabase) -> None:
+def _write_all(file: LogFile, database: StoredDatabase, compression: Compression) -> None:
+    codec = RecordCodec(b"") if compression == "zstd" else None
     transactions = iter(database.transactions)
     base = next(transactions, StoredTransaction(records=()))
-    parts = _split(base.records, _PART_OF_COMMIT if base.tid else _PART)
+    parts = _split(base.records, _PART_OF_COMMIT if base.tid else _PART, codec)
     part, following = next(parts, None), next(parts, None)
     base_tid = base.tid or Tid(time.time_ns())
     horizon = database.horizon
@@ -135,6 +147,7 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
         created_ns=time.time_ns(),
         horizon=horizon,
         next_oid=database.next_oid,
+        extension=with_dictionary(b"", None if codec is None else codec.dictionary),
     )
     with saying(f"{file.path} cannot be written"):
         writer = LogWriter(file, header)
@@ -163,7 +176,7 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
         append(base, base_tid, part or [])
     for transaction in transactions:
         tid = transaction.tid or max(base_tid, Tid(writer.tid + 1))
-        append(transaction, tid, sorted(dict(_encode(transaction.records)).items()))
+        append(transaction, tid, sorted(dict(_encode(transaction.records, codec)).items()))
     if writer.tid < horizon:  # else nobody could begin a transaction that is not older
         append(StoredTransaction(records=()), horizon, [])
     with saying(f"{file.path} cannot be written"):
@@ -172,12 +185,12 @@ def _write_all(file: LogFile, database: StoredDatabase) -> None:
 
 
 def _split(
-    records: Iterable[tuple[Oid, Record]], full: _PartSize
+    records: Iterable[tuple[Oid, Record]], full: _PartSize, codec: RecordCodec | None
 ) -> Iterator[list[tuple[Oid, bytes]]]:
     """The records, encoded, in parts of ascending oids."""
     part: dict[Oid, bytes] = {}
     size = 0
-    for oid, encoded in _encode(records):
+    for oid, encoded in _encode(records, codec):
         if len(part) == full.records or size >= full.size:
             yield sorted(part.items())
             part, size = {}, 0
@@ -187,7 +200,9 @@ def _split(
         yield sorted(part.items())
 
 
-def _encode(records: Iterable[tuple[Oid, Record]]) -> Iterator[tuple[Oid, bytes]]:
+def _encode(
+    records: Iterable[tuple[Oid, Record]], codec: RecordCodec | None
+) -> Iterator[tuple[Oid, bytes]]:
     for oid, record in records:
         if int.from_bytes(oid) >= OID_LIMIT:
             raise StorageError(
@@ -195,7 +210,7 @@ def _encode(records: Iterable[tuple[Oid, Record]]) -> Iterator[tuple[Oid, bytes]
                 "the database with renumber=True"
             )
         try:
-            encoded = encode_record(oid, record)
+            encoded = encode_record(oid, record, codec)
         except ValueError as error:
             raise StorageError(
                 f"no record can be written for oid {format_oid(oid)}: {error}"

@@ -42,7 +42,6 @@ _SPARE_SIZE: Final = 1 << 20
 
 def pack_online(
     shared: SharedLog,
-    leading: threading.Lock,
     *,
     keep: Tid | None,
     keep_old: bool,
@@ -51,7 +50,6 @@ def pack_online(
 ) -> None:
     """Pack the log at a path.
 
-    leading: who has it may append to the log, of the threads of this process.
     keep: the tid before which history goes; None for the newest one.
     keep_old: whether the old file stays beside the new one, as `<path>.old`.
     compression: how all records are to be stored; None: as they are.
@@ -69,7 +67,7 @@ def pack_online(
             pack = LogPack(log, log.tid if keep is None else keep, report, compression)
             attempt = _Attempt(shared, log, pack)
             try:
-                attempt.run(roots, leading, keep_old=keep_old)
+                attempt.run(roots, keep_old=keep_old)
             except PackAgainError as error:
                 roots |= error.roots
                 reason = str(error)
@@ -103,7 +101,7 @@ class _Attempt:
         self._aside = f"{self._path}.pack"
         self._index_aside = f"{self._aside}.index"
 
-    def run(self, roots: set[int], leading: threading.Lock, *, keep_old: bool) -> None:
+    def run(self, roots: set[int], *, keep_old: bool) -> None:
         """Raises PackAgainError, and StorageError; then nothing has changed."""
         with self._made_aside() as file:
             self._pack.mark(roots)
@@ -111,7 +109,8 @@ class _Attempt:
             writer = self._pack.write(file, secrets.token_bytes(16))
             self._copy_most(writer)
             index = self._make_index(file, writer)
-            with leading, self._shared.locked("the file could not be packed") as current:
+            self._pack.hush()
+            with self._shared.locked("the file could not be packed") as current:
                 if current.identity != self._log.identity:
                     raise PackAgainError("another process packed it meanwhile")
                 self._log.catch_up()
@@ -119,7 +118,6 @@ class _Attempt:
                     writer.finish()
                 packed = GrowingLog(file, current.recent, index=index)
                 packed.keeps_lock = current.keeps_lock
-                packed.is_recovered = True
                 self._swap(packed, index, keep_old=keep_old)
 
     def _check_space(self) -> None:

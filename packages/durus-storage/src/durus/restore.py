@@ -191,10 +191,10 @@ def _make(
                 raise CorruptionError(
                     folder.path_of(backup.name), None, f"its checksum is wrong; {remedy(backup)}"
                 )
-        copy.log.finish(copy.end)
+        copy.finish()
         if copy.log.tid < cut.tid:  # its own mark comes later, and speaks of others, too
             copy.append(encode_mark(copy.log.header.file_id, Mark(copy.end, cut.tid)))
-            copy.log.finish(copy.end)
+            copy.finish()
         if copy.log.tid != cut.tid or copy.log.end != copy.end:
             reason = f"the backups do not end with transaction {cut.tid}, as the manifest says"
             raise CorruptionError(source.path, None, reason)

@@ -31,7 +31,6 @@ from durus.log import Log
 from durus.log_index import RecentChanges
 from durus.log_lock import obtain_lock
 from durus.log_open import explain_failure, open_log_file, saying
-from durus.open_file import OpenFile
 
 __all__ = ["CommitStatistics", "SharedLog"]
 
@@ -91,6 +90,8 @@ class SharedLog:
         """What `tid` is while no file is open."""
         self._lock = threading.Lock()
         """Guards which log is the current one."""
+        self._appending = threading.Lock()
+        """Whose it is may lock the file, of the threads of this process."""
         self._directory_synced: Log | None = None
         """The log whose name will survive a power cut for certain."""
         self._next_checkpoint = CHECKPOINT_SIZE
@@ -153,7 +154,7 @@ class SharedLog:
             raise ReadOnlyError(f"{self.path} is open read-only")
 
     def close(self) -> None:
-        with self._lock:
+        with self._appending, self._lock:
             self._closed = True
             log, self._log = self._log, None
             if log is not None:
@@ -165,6 +166,7 @@ class SharedLog:
         """In a process that has just been forked: open the file anew when it is needed."""
         self._last_tid = self.tid
         self._lock = threading.Lock()  # a thread that is not here may have had it
+        self._appending = threading.Lock()
         self._log = None
 
     # What others have done
@@ -181,17 +183,17 @@ class SharedLog:
         with self._lock:
             return self._current()
 
-    def catch_up(self, *, whole: bool = False) -> GrowingLog:
+    def catch_up(self) -> GrowingLog:
         """The log with all that others have committed; DatabaseReplacedError, StorageError.
 
-        That is what is marked, and what a power cut has left whole but unmarked before the file
-        was opened.  whole: also what somebody has left so since, if nobody is committing.
+        That is what is marked; and what is whole but unmarked, if nobody is committing: then a
+        crash has left it so.
         """
         with self._lock, saying(f"{self.path}: cannot be read"):
             log, status = self._look()
             tail = log.catch_up(status.size)
-            if whole or not log.is_recovered:
-                log.is_recovered = not tail.pending or self._adopt(log)
+            if tail.pending and tail.size != log.adopted_size:
+                self._adopt(log)
         if log.unindexed > 2 * self._next_checkpoint and self.uses_index:
             renew_index(log)
             # Soon again if that was of use, and else ever later.
@@ -229,41 +231,36 @@ class SharedLog:
             )
         return packed
 
-    def _adopt(self, log: GrowingLog) -> bool:
-        """Make visible what is whole but unmarked; False while somebody may be committing it."""
-        if log.keeps_lock:
-            if not log.is_recovered:  # else another thread may just be committing what is there
-                log.adopt_tail()
-            return True
-        # Not with the descriptor that other threads lock: it would be unlocked under them.
-        fd = self.system.open(self.path, writable=False)
-        probe = OpenFile(self.system, self.path, fd)
-        if probe.status().identity != log.identity or not probe.lock(shared=True):
-            return False
+    def _adopt(self, log: GrowingLog) -> None:
+        """Make visible what is whole but unmarked, unless somebody is committing it."""
+        if not self._appending.acquire(blocking=False):
+            return
         try:
-            log.adopt_tail()
+            if log.keeps_lock or log.file.lock(shared=True):
+                log.adopt_tail()
         finally:
-            probe.unlock()
-        return True
+            self._unlock(log)
+            self._appending.release()
 
     # Appending
 
     @contextlib.contextmanager
     def locked(self, failure: str) -> Iterator[GrowingLog]:
-        """The log, locked, all of it visible, ready to be appended to.
+        """The log, locked, all of it visible, ready to be appended to; other threads wait.
 
-        The caller excludes other threads.  failure: what it means when that cannot be done.
+        failure: what it means when that cannot be done.
         Raises StorageLockedError, DatabaseReplacedError, StorageError.
         """
         self.check_writable()
-        log = self.current()
-        try:
-            with saying(f"{self.path}: {failure}"):
-                while not self._lock_and_settle(log):
-                    log = self._unlock_and_follow(log)
-                yield log
-        finally:
-            self._unlock(log)
+        with self._appending:
+            log = self.current()
+            try:
+                with saying(f"{self.path}: {failure}"):
+                    while not self._lock_and_settle(log):
+                        log = self._unlock_and_follow(log)
+                    yield log
+            finally:
+                self._unlock(log)
 
     def _lock_and_settle(self, log: GrowingLog) -> bool:
         """Lock a log, and make it ready; False if it is not the current one any more."""
@@ -303,14 +300,13 @@ class SharedLog:
         self._next_checkpoint = CHECKPOINT_SIZE
 
     def checkpoint(self, *, at_least: int | None = None) -> None:
-        """Update the index file, if enough has come since; it never fails.
-
-        The caller excludes other threads.
-        """
+        """Update the index file, if enough has come since; it never fails."""
         log = self._log
         if log is None or self.readonly or not self.uses_index:
             return
-        if log.unindexed >= (self._next_checkpoint if at_least is None else at_least):
+        if log.unindexed < (self._next_checkpoint if at_least is None else at_least):
+            return
+        with self._appending:
             with contextlib.suppress(OSError, StorageError):
                 if self._path_status().identity == log.identity:  # else the index is another one's
                     write_checkpoint(log)

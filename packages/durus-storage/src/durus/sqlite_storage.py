@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Final, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -31,6 +31,7 @@ from durus.interfaces import (
     CommitResult,
     CommittedTransaction,
     Oid,
+    Progress,
     Revision,
     Snapshot,
     Tid,
@@ -52,6 +53,7 @@ from durus.sqlite_file import (
 from durus.sqlite_pack import pack_file
 from durus.sqlite_snapshot import SqliteReaders, SqliteSnapshot
 from durus.storage import ClassicCalls
+from durus.times import When
 
 __all__ = ["SqliteStorage", "open_sqlite", "open_sqlite_uri"]
 
@@ -313,12 +315,24 @@ class SqliteStorage(ClassicCalls):
             file.run("COMMIT")
             return range(first, first + count)
 
-    def pack(self) -> None:
+    def pack(
+        self,
+        *,
+        keep: When | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
         """Forget history, and the objects that cannot be reached from the root.
+
+        keep: HistoryUnavailableError unless it is None: an SQLite file keeps nothing of it.
+        progress: is not called; SQLite works by itself.
 
         Open snapshots go on seeing what they saw.  Without a root nothing happens.  Other commits
         wait meanwhile, up to their `timeout_s`.  After an error, nothing has changed.
         """
+        if keep is not None:
+            raise HistoryUnavailableError(
+                f"{self}: packing an SQLite file forgets all history; keep= is for logs"
+            )
         with self._writing() as file:
             if file.exists(ROOT_OID):
                 pack_file(file)

@@ -47,7 +47,7 @@ class Frames:
     """Compresses, and unpacks, with one dictionary or none.  Any thread may call it."""
 
     def __init__(self, dictionary: bytes = b"") -> None:
-        """dictionary: at least 8 bytes, or none."""
+        """ValueError when that is no dictionary, or a damaged one."""
         self._dictionary: tuple[ZstdDict, int] | None = None
         if dictionary:
             is_raw = not dictionary.startswith(_MAGIC_OF_DICTIONARY)
