@@ -265,6 +265,20 @@ def test_others_read_and_commit_while_a_blob_is_stored(
     assert connection.root["blob"].read_bytes() == bytes(LARGE)
 
 
+def test_a_pack_by_another_process_takes_nothing_from_a_blob_that_is_being_stored(
+    connection: Connection, path: Path, tmp_path: Path
+) -> None:
+    with running(replace_content, path, tmp_path) as (process,):
+        for is_packed in (False, True, False, False):
+            assert process.read_line() == "part"
+            if is_packed:
+                connection.pack()
+            process.tell()
+        assert process.finish() == ["done"]
+    connection.pack()
+    assert connection.root["blob"].read_bytes() == bytes(LARGE)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_process_that_is_killed_while_it_stores_a_blob_leaves_nothing(
     connection: Connection, path: Path, tmp_path: Path, parts: int

@@ -1,11 +1,15 @@
 # pyright: strict
 """A program that is right: mypy --strict and pyright strict find nothing in it."""
 
+import io
+import shutil
+import zipfile
 from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Generic, TypeVar, assert_type
 
+from durus.blob import Blob
 from durus.btree import BNode8, BTree
 from durus.persistent import (
     ComputedAttribute,
@@ -121,6 +125,19 @@ def use_the_others(bank: Bank) -> None:
     assert_type(numbers.pop(), int)
 
 
+def use_blobs(blob: Blob) -> None:
+    with blob.open("w") as writer, io.BytesIO(b"content") as source:
+        assert_type(writer, io.BufferedWriter)
+        shutil.copyfileobj(source, writer)
+    with blob.open() as reader, zipfile.ZipFile(io.BytesIO(), "w") as packed:
+        assert_type(reader, io.BufferedReader)
+        packed.writestr("content", reader.read())
+    with blob.open("r+") as changed:
+        assert_type(changed, io.BufferedRandom)
+    assert_type(blob.size, int)
+    assert_type(Blob(bytearray(b"content")).read_bytes(), bytes)
+
+
 def take_all(
     mapping: MutableMapping[str, int], sequence: MutableSequence[str], items: MutableSet[str]
 ) -> None: ...
@@ -132,3 +149,4 @@ take_all(PersistentDict({"a": 1}), PersistentList(), PersistentSet())
 bank = Bank()
 use_accounts(bank)
 use_the_others(bank)
+use_blobs(Blob())

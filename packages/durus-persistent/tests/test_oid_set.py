@@ -73,3 +73,13 @@ def test_a_cleared_set_is_empty_and_exact_again() -> None:
     assert not accessed
     accessed.add(oid(1))
     assert accessed.overlap([oid(0), oid(1)]) == [oid(1)]
+
+
+def test_what_is_excluded_is_not_in_it_however_large_it_grows() -> None:
+    accessed = OidSet([oid(1)])
+    accessed.exclude([oid(7)])
+    accessed.add_everything()
+    assert accessed.overlap([oid(1), oid(7), oid(8)]) == [oid(1), oid(8)]
+    accessed.clear()
+    accessed.add(oid(7))
+    assert accessed.overlap([oid(7)]) == [oid(7)]

@@ -305,8 +305,8 @@ class Connection(ConnectionBase, Generic[R]):
     ) -> Iterator[PersistentObject]:
         """Every object that can be reached from `start_oid`, breadth first, loaded.
 
-        The contents of blobs are not loaded.
-        Loads `batch_size` records at a time: a quick way to fill the cache.
+        Loads `batch_size` records at a time: a quick way to fill the cache.  It keeps no contents
+        of blobs.
         """
         for oid, revision in self._view.crawl(start_oid, batch_size):
             yield self._instance(oid, revision)
