@@ -156,4 +156,25 @@ BENCHMARKS: Final = (
         rounds=9,
         note=_NOT_SYNCED,
     ),
+    Benchmark(
+        name="pack",
+        title="pack a file, of which nothing can be dropped (floor: copy and sync it)",
+        workload="pack",
+        figures=(
+            FigureKind("objects_per_second", "objects per second", more_is_better=True),
+            FigureKind("bytes_per_object", "bytes per object after it"),
+        ),
+        peers=(OURS, "durus43", "zodb", FLOOR),
+        count=100_000,
+        rounds=5,
+    ),
+    Benchmark(
+        name="backup",
+        title="back up a file of 100,000 objects (floor: copy and sync it)",
+        workload="backup",
+        figures=(FigureKind("mb_per_second", "MB per second", more_is_better=True),),
+        peers=(OURS, FLOOR),
+        count=100_000,
+        rounds=7,
+    ),
 )

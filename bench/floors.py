@@ -6,6 +6,7 @@ bytes there are to write is measured on Durus 5, in whose environment the floors
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,17 @@ from bench import workloads
 from bench.peer import FIRST_NUMBER, TEXT, Item, Rounds, Session, Settings
 from bench.peers.durus5 import PEER
 
-__all__ = ["attribute", "bulk", "commit", "load", "open_file", "processes", "threads"]
+__all__ = [
+    "attribute",
+    "backup",
+    "bulk",
+    "commit",
+    "load",
+    "open_file",
+    "pack",
+    "processes",
+    "threads",
+]
 
 _COMMITS_MEASURED = 100
 _READ_SIZE = 512
@@ -159,3 +170,36 @@ def bulk(settings: Settings) -> Rounds:
             start = time.perf_counter()
             _append_often(fd, content, 1)
             yield {"objects_per_second": settings.count / (time.perf_counter() - start)}
+
+
+def _copy(source: Path, target: Path) -> float:
+    """Copy a file as cp does, and sync it: the seconds that it took."""
+    start = time.perf_counter()
+    shutil.copyfile(source, target)
+    fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _sync(fd)
+    finally:
+        os.close(fd)
+    return time.perf_counter() - start
+
+
+def pack(settings: Settings) -> Rounds:
+    """Copy the file of Durus 5, and sync the copy."""
+    source, target = Path(f"{settings.database}.original"), Path(settings.database)
+    workloads.build_entries(PEER, str(source), settings.count)
+    yield {}
+    while True:
+        yield {
+            "objects_per_second": settings.count / _copy(source, target),
+            "bytes_per_object": source.stat().st_size / settings.count,
+        }
+
+
+def backup(settings: Settings) -> Rounds:
+    """The same, in megabytes per second."""
+    source, target = Path(f"{settings.database}.original"), Path(settings.database)
+    workloads.build_entries(PEER, str(source), settings.count)
+    yield {}
+    while True:
+        yield {"mb_per_second": source.stat().st_size / 1e6 / _copy(source, target)}

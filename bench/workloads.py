@@ -6,7 +6,9 @@ often each runs.  A workload is a generator: it prepares, yields {}, and then me
 each step.  Invariant: nothing is timed but the operation itself.
 """
 
+import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,9 @@ from bench.peer import (
 __all__ = [
     "THREADS",
     "attribute",
+    "backup",
     "build",
+    "build_entries",
     "bulk",
     "combine_rates",
     "commit",
@@ -37,6 +41,7 @@ __all__ = [
     "make_new_batch",
     "oids_path",
     "open_file",
+    "pack",
     "processes",
     "read_private_memory",
     "threads",
@@ -276,3 +281,50 @@ def bulk(peer: Peer, settings: Settings) -> Rounds:
             start = time.perf_counter()
             session.commit()
             yield {"objects_per_second": settings.count / (time.perf_counter() - start)}
+
+
+def build_entries(peer: Peer, path: str, count: int) -> None:
+    """Make a file with a chain of `count` entries, a thousand in each commit."""
+    rng = random.Random(count)
+    previous = None
+    with _opened(peer, path) as database:
+        session = database.connect()
+        for number in range(count):
+            data = f"{rng.getrandbits(480):0120x}"
+            previous = peer.make_entry(FIRST_NUMBER + number, "a short text", data, previous)
+            if number % _BATCH_SIZE == _BATCH_SIZE - 1 or number == count - 1:
+                session.root["newest"] = previous
+                session.commit()
+        session.close()
+
+
+def pack(peer: Peer, settings: Settings) -> Rounds:
+    """Pack a copy of a file in which everything can be reached, and see how large it is then."""
+    original, copy = f"{settings.database}.original", settings.database
+    build_entries(peer, original, settings.count)
+    yield {}
+    while True:
+        for suffix in ("", ".index"):
+            if os.path.exists(original + suffix):
+                shutil.copyfile(original + suffix, copy + suffix)
+        with _opened(peer, copy) as database:
+            start = time.perf_counter()
+            database.pack()
+            elapsed_s = time.perf_counter() - start
+        yield {
+            "objects_per_second": settings.count / elapsed_s,
+            "bytes_per_object": os.path.getsize(copy) / settings.count,
+        }
+
+
+def backup(peer: Peer, settings: Settings) -> Rounds:
+    """Make a full backup of a file, in a new folder."""
+    path, folder = Path(settings.database), Path(f"{settings.database}.backups")
+    build_entries(peer, str(path), settings.count)
+    yield {}
+    while True:
+        start = time.perf_counter()
+        peer.back_up(path, folder)
+        elapsed_s = time.perf_counter() - start
+        yield {"mb_per_second": path.stat().st_size / 1e6 / elapsed_s}
+        shutil.rmtree(folder)

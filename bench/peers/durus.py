@@ -8,11 +8,12 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from bench.peer import NotMeasuredError
 from durus.connection import Connection
 from durus.file_storage import FileStorage
 from durus.persistent import Persistent
 
-__all__ = ["Batch", "DurusDatabase", "DurusPeer", "DurusSession", "Item"]
+__all__ = ["Batch", "DurusDatabase", "DurusPeer", "DurusSession", "Entry", "Item"]
 
 logging.getLogger("durus").setLevel(logging.CRITICAL)  # 4.3 prints a line for every transaction
 
@@ -30,6 +31,17 @@ class Batch(Persistent):
 
     def __init__(self, items: list[Any], previous: object) -> None:
         self.items = items
+        self.previous = previous
+
+
+class Entry(Persistent):
+    """See `bench.peer`."""
+
+    def __init__(self, number: int, text: str, data: str, previous: object) -> None:
+        self.number = number
+        self.name = f"entry {number}"
+        self.text = text
+        self.data = data
         self.previous = previous
 
 
@@ -55,6 +67,9 @@ class DurusDatabase:
     def connect(self) -> DurusSession:
         return DurusSession(self.storage)
 
+    def pack(self) -> None:
+        self.storage.pack()
+
     def close(self) -> None:
         self.storage.close()
 
@@ -74,3 +89,9 @@ class DurusPeer:
 
     def make_batch(self, items: list[Any], previous: object) -> Batch:
         return Batch(items, previous)
+
+    def make_entry(self, number: int, text: str, data: str, previous: object) -> Entry:
+        return Entry(number, text, data, previous)
+
+    def back_up(self, path: Path, folder: Path) -> object:
+        raise NotMeasuredError("its backups are programs of their own")

@@ -10,7 +10,9 @@ from ZODB import DB
 from ZODB.Connection import resetCaches
 from ZODB.FileStorage import FileStorage
 
-__all__ = ["PEER", "Batch", "Item"]
+from bench.peer import NotMeasuredError
+
+__all__ = ["PEER", "Batch", "Entry", "Item"]
 
 _CACHE_SIZE = 100_000
 """As of a connection of Durus; by default ZODB keeps 400 objects."""
@@ -29,6 +31,17 @@ class Batch(Persistent):  # type: ignore[misc]  # ZODB has no types
 
     def __init__(self, items: list[Any], previous: object) -> None:
         self.items = items
+        self.previous = previous
+
+
+class Entry(Persistent):  # type: ignore[misc]  # ZODB has no types
+    """See `bench.peer`."""
+
+    def __init__(self, number: int, text: str, data: str, previous: object) -> None:
+        self.number = number
+        self.name = f"entry {number}"
+        self.text = text
+        self.data = data
         self.previous = previous
 
 
@@ -52,6 +65,9 @@ class _Database:
     def connect(self) -> _Session:
         return _Session(self._database)
 
+    def pack(self) -> None:
+        self._database.pack()
+
     def close(self) -> None:
         self._database.close()
 
@@ -69,6 +85,12 @@ class _Zodb:
 
     def make_batch(self, items: list[Any], previous: object) -> Batch:
         return Batch(items, previous)
+
+    def make_entry(self, number: int, text: str, data: str, previous: object) -> Entry:
+        return Entry(number, text, data, previous)
+
+    def back_up(self, path: Path, folder: Path) -> object:
+        raise NotMeasuredError("its backups are programs of their own")
 
 
 PEER = _Zodb()

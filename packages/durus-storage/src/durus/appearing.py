@@ -81,14 +81,26 @@ def create_alone(system: System, path: str, create: Callable[[], F]) -> F | None
     """
     with contextlib.suppress(FileNotFoundError):
         left = OpenFile(system, path, system.open(path, writable=True))
-        if not (left.lock() and left.is_at(path)):
-            return None
-        system.unlink(path)
+        with _unlocked_after_an_error(left):
+            if not (left.lock() and left.is_at(path)):
+                return None
+            system.unlink(path)
     with contextlib.suppress(FileExistsError):
         file = create()
-        if file.lock() and file.is_at(path):
-            return file
+        with _unlocked_after_an_error(file):
+            if file.lock() and file.is_at(path):
+                return file
     return None
+
+
+@contextlib.contextmanager
+def _unlocked_after_an_error(file: OpenFile) -> Iterator[None]:
+    """The traceback of an error may keep the file open for long."""
+    try:
+        yield
+    except BaseException:
+        file.unlock()
+        raise
 
 
 def link_is_impossible(error: OSError) -> bool:

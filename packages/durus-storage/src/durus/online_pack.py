@@ -100,6 +100,8 @@ class _Attempt:
         self._path = os.path.realpath(log.path)
         self._aside = f"{self._path}.pack"
         self._index_aside = f"{self._aside}.index"
+        self._keeps_lock = False
+        """Whether the packed file stays locked."""
 
     def run(self, roots: set[int], *, keep_old: bool) -> None:
         """Raises PackAgainError, and StorageError; then nothing has changed."""
@@ -119,6 +121,7 @@ class _Attempt:
                 packed = GrowingLog(file, current.recent, index=index)
                 packed.keeps_lock = current.keeps_lock
                 self._swap(packed, index, keep_old=keep_old)
+                self._keeps_lock = packed.keeps_lock
 
     def _check_space(self) -> None:
         needed = self._pack.size + _SPARE_SIZE
@@ -157,7 +160,7 @@ class _Attempt:
                         self._remove(path)
             raise
         finally:
-            if not self._shared.current().keeps_lock:
+            if not self._keeps_lock:
                 file.unlock()
 
     def _remove(self, path: str) -> None:
