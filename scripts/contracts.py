@@ -29,9 +29,9 @@ FREE_FOR_ALL = sys.stdlib_module_names | {
     "_typeshed",
     "typing_extensions",
 }
-"""`durus` is the namespace itself, and `compression` in the standard library since Python 3.14.  The
-last two are known to type checkers without being installed; that nobody imports them at run time is
-found by the tests of the wheels, whose environments do not have them."""
+"""`durus` is the namespace itself, and `compression` in the standard library since Python 3.14.
+The last two are known to type checkers without being installed; that nobody imports them at run
+time is found by the tests of the wheels, whose environments do not have them."""
 
 
 class DistributionContract(Contract):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import durus.backup
 from durus import backup_folder, log_copy
 from durus.backup import BackupResult, backup, restore, verify_backup
 from durus.error import (
@@ -314,6 +315,20 @@ def test_an_unfinished_tail_is_not_copied(path: Path, folder: Path, oid: Oid) ->
         commit(storage, {oid: make_record("new")})  # and before that a void
     backup(path, folder)
     assert joined(folder) == path.read_bytes()
+
+
+def test_a_mark_that_is_repeated_is_nothing_new(
+    path: Path, folder: Path, target: Path, oid: Oid
+) -> None:
+    backup(path, folder)
+    path.write_bytes(path.read_bytes() + b"what was not finished")
+    with closing(FileStorage(path)) as storage:
+        storage.reserve_oids(1)
+        assert backup(path, folder).kind == "nothing"
+        commit(storage, {oid: make_record("new")})
+    assert backup(path, folder).transactions == 1
+    assert joined(folder) == path.read_bytes()
+    restore(folder, target)
 
 
 def test_what_a_crash_has_left_without_its_mark_is_backed_up(
@@ -780,6 +795,22 @@ def test_a_second_backup_at_the_same_time_is_refused(path: Path, folder: Path, o
     assert "backup.lock" not in names_in(folder)
 
 
+def test_on_a_network_file_system_it_waits_for_who_has_the_file_open(
+    path: Path, folder: Path, oid: Oid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Network(OperatingSystem):
+        def network_file_system(self, fd: int) -> str | None:
+            return "nfs4"
+
+    monkeypatch.setattr(durus.backup, "_LOCK_TIMEOUT_S", 0)
+    with closing(FileStorage(path, system=Network())), pytest.raises(StorageLockedError):
+        backup(path, folder, system=Network())
+    with closing(FileStorage(path, readonly=True, system=Network())):
+        assert backup(path, folder, system=Network()).kind == "full"
+    with closing(FileStorage(path, system=Network())) as storage:
+        commit(storage, {oid: make_record("new")})
+
+
 def test_an_exception_of_the_callback_ends_it(
     path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
 ) -> None:
@@ -999,6 +1030,38 @@ def test_backups_can_be_moved_and_read_where_nothing_can_be_written(
         backup(path, elsewhere, system=system)
 
 
+def test_many_parts_need_few_open_files(
+    path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
+) -> None:
+    class Counting(OperatingSystem):
+        opened = 0
+        opened_max = 0
+        syncs = 0
+
+        def open(self, path: str, *, writable: bool, append: bool = True) -> int:
+            self.opened += 1
+            self.opened_max = max(self.opened_max, self.opened)
+            return super().open(path, writable=writable, append=append)
+
+        def close(self, fd: int) -> None:
+            self.opened -= 1
+            super().close(fd)
+
+        def sync(self, fd: int) -> None:
+            self.syncs += 1
+
+    system = Counting()
+    for number in range(50):
+        commit(storage, {oid: make_record(number)})
+        backup(path, folder, system=system)
+    system.syncs = 0
+    restore(folder, target, system=system)
+    assert target.read_bytes() == path.read_bytes()
+    assert list(verify_backup(folder, system=system)) == []
+    assert system.syncs == 1
+    assert system.opened_max < 8
+
+
 # When calls of the operating system fail
 
 
@@ -1013,6 +1076,8 @@ class Failing(OperatingSystem):
         self.after = after
         self.repeats = repeats
         self.has_failed = False
+        self.failed = ""
+        """The first call that has failed, unless it did so by itself."""
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -1030,6 +1095,7 @@ class Failing(OperatingSystem):
                 result = found(*arguments, **options)
                 if name in ("open", "create"):
                     os.close(result)
+            self.failed = self.failed or name
             raise OSError(errno.ENOSPC, f"{name} failed")
 
         return call
@@ -1072,6 +1138,7 @@ def test_a_backup_fails_at_any_call(
         try:
             backup(source, folder, full=is_full, system=system)
             outcome = third
+            assert system.failed in ("", "unlink")  # at the end, when it has been made
         except StorageError:
             outcome = second
         left = contents_of(folder)
@@ -1103,6 +1170,7 @@ def test_a_restore_fails_at_any_call(
         system = Failing(call, after=after, repeats=repeats)
         with suppress(StorageError):
             restore(folder, target, system=system)
+            assert system.failed in ("", "unlink")
         if target.exists():  # when that is only not known to be durable
             assert list(verify_file(str(target))) == []
             assert tids_of(target) == tids_of(source)[:-1]
@@ -1150,7 +1218,7 @@ def test_files_are_read_as_one(tmp_path: Path, seed: int) -> None:
         path.write_bytes(content[start:end])
         system = OperatingSystem()
         files.append(LogFile(system, str(path), system.open(str(path), writable=False)))
-    file = JoinedLogFile(files, starts)
+    file = JoinedLogFile(starts, files.__getitem__)
     assert file.status().size == 200
     for _ in range(200):
         place, size = choose.randrange(210), choose.randrange(210)

@@ -1,5 +1,6 @@
 """`LogIndex` against a dict, whatever the oids are; what threads see while others add some."""
 
+import itertools
 import sys
 import threading
 import tracemalloc
@@ -62,7 +63,7 @@ def test_all_oids_can_be_listed_while_another_thread_adds_some() -> None:
     index = LogIndex()
     for number in range(10_000):
         index.put(number, 1)
-    added = iter(range(10_000, 10_000_000, 7))
+    added = itertools.count(10_000, 7)
     done = threading.Event()
 
     def add() -> None:

@@ -251,7 +251,7 @@ class _Backup:
         file = BackupFile(
             name=self._folder.new_name(name),
             size=copy.end - since.end,
-            sha256=copy.take_sha256(),
+            sha256=copy.sha256,
             start=since.end,
             end=copy.end,
             database_id=header.database_id.hex(),

@@ -306,7 +306,7 @@ class BackupFolder:
     def open_chain(self, chain: Chain) -> JoinedLogFile:
         """The log that these files are; raises what `open_file` raises."""
         return JoinedLogFile(
-            [self.open_file(file) for file in chain], [file.start for file in chain]
+            [file.start for file in chain], lambda number: self.open_file(chain[number])
         )
 
     def unlisted(self) -> list[str]:

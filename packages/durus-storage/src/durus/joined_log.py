@@ -1,10 +1,11 @@
 """A log that lies in several files, one after the other: what a backup is.
 
-Invariant: it is read as if it were one file; what is wrong in it is said of the file that it is in.
+Invariant: it is read as if it were one file, with two files open at a time, however many there are;
+what is wrong in it is said of the file that it is in.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from durus.file_system import FileStatus
 from durus.log_file import LogFile
@@ -17,27 +18,41 @@ _NO_FILE = -1
 class JoinedLogFile(LogFile):
     """Several files, each of which has a range of the log; the last one may be growing."""
 
-    def __init__(self, files: Sequence[LogFile], starts: Sequence[int]) -> None:
+    _fd = _NO_FILE  # also if the first one cannot be opened
+
+    def __init__(self, starts: Sequence[int], open_file: Callable[[int], LogFile]) -> None:
         """starts: where in the log the range of each file begins, ascending from 0.
 
-        A file that does not begin there itself, as that of which others are the end, is the first.
+        open_file: opens one of them, by its number; it may be open already.
         """
-        super().__init__(files[0].system, files[0].path, _NO_FILE)
-        self._files = files
         self._starts = starts
+        self._open_file = open_file
+        self._first = first = open_file(0)
+        self._last_used = (0, first)
+        super().__init__(first.system, first.path, _NO_FILE)
+
+    def _file(self, index: int) -> LogFile:
+        if not index:
+            return self._first  # it has the header, and is asked for that
+        if self._last_used[0] != index:
+            self._last_used = (index, self._open_file(index))
+        return self._last_used[1]
 
     def status(self) -> FileStatus:
         """That of the first file, with the size of all."""
-        last = self._starts[-1] + self._files[-1].status().size
-        return self._files[0].status()._replace(size=last)
+        size = self._starts[-1] + self._file(len(self._starts) - 1).status().size
+        return self._first.status()._replace(size=size)
 
     def locate(self, offset: int) -> tuple[str, int]:
         """The path of the file that has what is at an offset of the log, and where it is there."""
-        index = bisect_right(self._starts, offset) - 1
-        return self._files[index].path, offset - self._starts[index]
+        index = self._find(offset)
+        return self._file(index).path, offset - self._starts[index]
+
+    def _find(self, offset: int) -> int:
+        return bisect_right(self._starts, offset) - 1
 
     def read(self, offset: int, size: int) -> bytes:
-        index = bisect_right(self._starts, offset) - 1
+        index = self._find(offset)
         content = b""
         while len(content) < size:
             start, *others = self._starts[index : index + 2]
@@ -45,7 +60,7 @@ class JoinedLogFile(LogFile):
             wanted = size - len(content)
             if others:
                 wanted = min(wanted, others[0] - place)
-            part = self._files[index].read(place - start, wanted)
+            part = self._file(index).read(place - start, wanted)
             content = content + part if content else part
             if not others or len(part) < wanted:
                 break

@@ -11,6 +11,8 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Final, Literal
 
+from durus import _guard as _guard
+
 if TYPE_CHECKING:
     from durus.zstd_frames import Frames
 

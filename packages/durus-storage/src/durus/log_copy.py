@@ -6,8 +6,9 @@ settled of it was read back, and each checksum in it compared.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Final
 
 from durus.error import CorruptionError, StorageError
@@ -20,6 +21,8 @@ __all__ = ["LogCopy"]
 
 _PIECE_SIZE: Final = 1 << 20
 """So much is read and written at once."""
+_PIECES_MAX: Final = 4
+"""So many may wait for their checksum."""
 _STRETCH_SIZE: Final = 1 << 25
 """So much is written and then synced: who commits meanwhile need not wait long for the disk."""
 
@@ -38,11 +41,13 @@ class LogCopy:
         *,
         blame: Callable[[int], tuple[str, int]],
         report: Callable[[int], None],
+        boundaries: Iterable[int] = (),
     ) -> None:
         """since: what is copied comes after it; a log's whole copy begins with `Anchor()`.
 
         blame: the file that is damaged when the log is so at an offset, and the offset there.
         report: is told now and then how many bytes more have been copied.
+        boundaries: the ends of what has a checksum of its own, ascending.
         """
         self.end = self._start = since.end
         self._source = source
@@ -52,6 +57,9 @@ class LogCopy:
         self._report = report
         self._log: CheckedLog | None = None
         self._sha256 = hashlib.sha256()
+        self._boundaries = deque(boundaries)
+        self.checksums: list[str] = []
+        """The SHA-256 of what was copied up to each boundary, from the one before."""
 
     @property
     def log(self) -> CheckedLog:
@@ -59,14 +67,15 @@ class LogCopy:
         if self._log is None:
             file = self._file
             if self._start:
-                file = JoinedLogFile([self._source, file], [0, self._start])
+                files = (self._source, file)
+                file = JoinedLogFile([0, self._start], files.__getitem__)
             self._log = CheckedLog(file, self._since, blame=self._blame)
         return self._log
 
-    def take_sha256(self) -> str:
-        """The checksum of what was copied since this was last asked."""
-        found, self._sha256 = self._sha256.hexdigest(), hashlib.sha256()
-        return found
+    @property
+    def sha256(self) -> str:
+        """That of what was copied since the last boundary."""
+        return self._sha256.hexdigest()
 
     def extend(self, stop: int) -> None:
         """Copy up to an offset of the log, and check it, as far as entries end there."""
@@ -92,15 +101,31 @@ class LogCopy:
             self.log.finish(self.end)
 
     def _write(self, end: int, helper: Executor) -> None:
-        for place in range(self.end, end, _PIECE_SIZE):
-            size = min(_PIECE_SIZE, end - place)
+        place = self.end
+        hashing: deque[Future[None]] = deque()
+        while place < end:
+            boundary = self._boundaries[0] if self._boundaries else end
+            size = min(_PIECE_SIZE, end - place, boundary - place)
             content = self._source.read(place, size)
             if len(content) < size:
                 path, offset = self._blame(place + len(content))
                 raise CorruptionError(path, offset, "the file has become shorter meanwhile")
-            helper.submit(self._sha256.update, content)
+            hashing.append(helper.submit(self._hash, content))
+            if len(hashing) > _PIECES_MAX:
+                hashing.popleft().result()
             self._file.append(content)
             self._report(size)
+            place += size
+            if self._boundaries and place == boundary:
+                self._boundaries.popleft()
+                helper.submit(self._note_checksum)
+
+    def _hash(self, content: bytes) -> None:
+        self._sha256.update(content)
+
+    def _note_checksum(self) -> None:
+        self.checksums.append(self.sha256)
+        self._sha256 = hashlib.sha256()
 
     def _check(self) -> None:
         if self.end > self._start:

@@ -18,7 +18,6 @@ from durus.file_format import Finding
 from durus.file_system import OperatingSystem, System
 from durus.index_file import Anchor
 from durus.interfaces import NO_TID, Oid, Progress, Tid
-from durus.joined_log import JoinedLogFile
 from durus.log_check import CheckedLog
 from durus.log_copy import LogCopy
 from durus.log_file import LogFile
@@ -157,14 +156,14 @@ def _find_cut(folder: BackupFolder, chain: Chain, at: Tid) -> _Cut | None:
         return _Cut(needed, last.end, last.last_tid, last.last_time_ns)
     file = folder.open_chain(needed)
     try:
-        head = next(h for h in LogReader(file).walk_back_from(last.end) if h.tid <= at)
+        heads = LogReader(file).walk_back_from(last.end)
+        head = next((head for head in heads if head.tid <= at), None)
     except CorruptionError:
         # Perhaps it is behind the transaction.
         log = CheckedLog(file, blame=file.locate)
         log.find_last(at, last.end)
-        assert log.last is not None
         head = log.last
-    return _Cut(needed, head.end, head.tid, head.time_ns)
+    return _Cut(needed, head.end, head.tid, head.time_ns) if head else None
 
 
 # Copying
@@ -174,6 +173,7 @@ def _make(
     folder: BackupFolder, cut: _Cut, target: str, report: Callable[[Progress], None]
 ) -> RestoreResult:
     system = folder.system
+    folder.check_chain(cut.chain)
     source = folder.open_chain(cut.chain)
     done = 0
 
@@ -184,13 +184,20 @@ def _make(
 
     with making(target), appearing_at(system, target) as aside:
         file = LogFile(system, aside, system.create(aside, source.status()))
-        copy = LogCopy(source, file, Anchor(), blame=source.locate, report=note)
-        for backup in cut.chain:
-            copy.extend(min(backup.end, cut.end))
-            if backup.end <= cut.end and copy.take_sha256() != backup.sha256:
-                raise CorruptionError(
-                    folder.path_of(backup.name), None, f"its checksum is wrong; {remedy(backup)}"
-                )
+        whole = [backup for backup in cut.chain if backup.end <= cut.end]
+        copy = LogCopy(
+            source,
+            file,
+            Anchor(),
+            blame=source.locate,
+            report=note,
+            boundaries=[backup.end for backup in whole],
+        )
+        copy.extend(cut.end)
+        for backup, checksum in zip(whole, copy.checksums, strict=True):
+            if checksum != backup.sha256:
+                path = folder.path_of(backup.name)
+                raise CorruptionError(path, None, f"its checksum is wrong; {remedy(backup)}")
         copy.finish()
         if copy.log.tid < cut.tid:  # its own mark comes later, and speaks of others, too
             copy.append(encode_mark(copy.log.header.file_id, Mark(copy.end, cut.tid)))
@@ -237,19 +244,19 @@ class _Verification:
         self._done = 0
 
     def run(self, chain: Chain) -> Iterator[Finding]:
-        files: list[LogFile] = []
+        reach = 0
         for number, backup in enumerate(chain):
             try:
                 file = self._folder.open_file(backup)
-                if len(files) == number:
-                    files.append(file)  # else the log has ended before
+                if reach == number:
+                    reach += 1  # else the log has ended before
                 if self._hash(file, backup.size) != backup.sha256:
                     problem = f"{backup.name}: its checksum is wrong; {remedy(backup)}"
                     yield Finding(None, None, None, problem)
             except StorageError as error:
                 yield Finding(None, None, None, str(error))
-        if files:
-            yield from self._check_log(chain[: len(files)], files)
+        if reach:
+            yield from self._check_log(chain[:reach])
 
     def _hash(self, file: LogFile, size: int) -> str:
         found = hashlib.sha256()
@@ -260,10 +267,10 @@ class _Verification:
             self._report(Progress("verifying", self._done, self._total))
         return found.hexdigest()
 
-    def _check_log(self, chain: Chain, files: list[LogFile]) -> Iterator[Finding]:
-        file = JoinedLogFile(files, [backup.start for backup in chain])
+    def _check_log(self, chain: Chain) -> Iterator[Finding]:
         count = 0
         try:
+            file = self._folder.open_chain(chain)
             log = CheckedLog(file, blame=file.locate)
             for backup in chain:
                 log.finish(backup.end)

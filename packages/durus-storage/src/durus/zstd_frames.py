@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from durus import _guard as _guard
+
 if sys.version_info >= (3, 14):
     from compression.zstd import (
         CompressionParameter,
