@@ -31,6 +31,7 @@ PACKS_ONE_IN = 200
 NEVER = 1 << 60
 COPIES, COPIES_LONG = 15, 300
 KILLS, KILLS_LONG = 10, 200
+KILLS_IN_A_FOLDER = 20
 LIFE_MAX_S = 0.3
 
 
@@ -203,15 +204,14 @@ def test_a_backup_that_is_killed_leaves_the_folder_as_it_was(
     path: Path, tmp_path: Path, seeds: Seeds
 ) -> None:
     choose = random.Random(seeds.first)
-    folder, target = tmp_path / "backups", tmp_path / "restored"
-    tid = 0
+    target = tmp_path / "restored"
     with writing(path, seeds.take(WRITERS, WRITERS)) as writers:
-        kills = KILLS_LONG if seeds.is_long else KILLS
-        for _ in range(kills):
+        for kill in range(KILLS_LONG if seeds.is_long else KILLS):
+            folder = tmp_path / f"backups-{kill // KILLS_IN_A_FOLDER}"
+            tid = 0 if not folder.exists() else tid
             with running(make_backups, path, folder) as (process,):
                 lines = process.read_lines(choose.uniform(0, LIFE_MAX_S)) + process.kill()
-            made = [int(line.split()[1]) for line in lines if line.startswith("made")]
-            tid = max([tid, *made])
+            tid = max([tid, *(int(line.split()[1]) for line in lines)])
             if not (folder / "manifest.json").exists():
                 assert not tid
                 continue

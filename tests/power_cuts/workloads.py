@@ -117,6 +117,17 @@ def packs_that_are_killed(machine: Machine) -> None:
         machine.start().change(oids)
 
 
+def packs_that_compress(machine: Machine) -> None:
+    oids = begin(machine).create(5, LARGE)
+    for compression in ("zstd", "none", None):
+        program = machine.start(compression=compression)
+        program.change(oids[:3], LARGE)
+        program.forget([oids.pop()])
+        machine.start(compression=compression).kill_in_pack(1500)
+        program.pack()
+        machine.start().change(oids[:1], LARGE)
+
+
 def opened_again_and_again(machine: Machine) -> None:
     begin(machine).create(3)
     for _ in range(4):
@@ -280,6 +291,7 @@ WORKLOADS: Final[list[Workload]] = [
     writers_of_both_durabilities_that_are_killed,
     packs,
     packs_that_are_killed,
+    packs_that_compress,
     opened_again_and_again,
     index_checkpoints,
     an_index_and_killed_writers,

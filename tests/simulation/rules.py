@@ -220,6 +220,8 @@ def a_pack_without_the_lock(patch: pytest.MonkeyPatch) -> None:
             run(attempt, *arguments, **options)
 
     patch.setattr(online_pack._Attempt, "run", run_unlocked)
+    # A process that is in there when a violation is found will not put it back.
+    patch.setattr(SharedLog, "locked", SharedLog.locked)
 
 
 def no_sync_of_a_packed_file(patch: pytest.MonkeyPatch) -> None:

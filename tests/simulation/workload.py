@@ -7,6 +7,7 @@ for what others have changed.  What it is told and what it sees goes into the `L
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from durus.error import (
     CommitOutcomeUnknownError,
@@ -41,6 +42,7 @@ __all__ = ["PATH", "ROLES", "Client", "read_record", "tolerating_failing_syncs",
 PATH = "/folder/database"
 COUNTERS = (Oid((1).to_bytes(8)), Oid((2).to_bytes(8)))
 """Objects that are always there."""
+COMPRESSIONS: Final = (None, None, "none", "zstd")
 GROUP_MAX = 3
 LOOKS_MAX = 4
 PADDING = b"\xa5"
@@ -99,6 +101,7 @@ class Client:
             readonly=readonly,
             durability="full" if durable else "none",
             lock_timeout_s=1e6,
+            compression=process.random.choice(COMPRESSIONS),
             system=system or process.system,
         )
         self.tid = NO_TID
