@@ -205,10 +205,13 @@ def test_a_backup_that_is_killed_leaves_the_folder_as_it_was(
 ) -> None:
     choose = random.Random(seeds.first)
     target = tmp_path / "restored"
+    tid = 0
+    tid = 0
     with writing(path, seeds.take(WRITERS, WRITERS)) as writers:
         for kill in range(KILLS_LONG if seeds.is_long else KILLS):
             folder = tmp_path / f"backups-{kill // KILLS_IN_A_FOLDER}"
-            tid = 0 if not folder.exists() else tid
+            if not folder.exists():
+                tid = 0
             with running(make_backups, path, folder) as (process,):
                 lines = process.read_lines(choose.uniform(0, LIFE_MAX_S)) + process.kill()
             tid = max([tid, *(int(line.split()[1]) for line in lines)])
