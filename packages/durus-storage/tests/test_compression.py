@@ -77,6 +77,15 @@ def codecs(path: Path) -> dict[int, int]:
     return found
 
 
+def find_codec(path: Path, oid: Oid) -> int:
+    """The codec of the newest record."""
+    with closing(FileStorage(path, readonly=True)) as storage:
+        log = storage._shared.current()
+        stored = decode_record(log.copy_record(log.find_slot(oid), oid))
+        assert stored is not None
+        return stored.codec
+
+
 def dictionary_of(path: Path) -> bytes | None:
     header = decode_file_header(path.read_bytes())
     assert header is not None
@@ -412,6 +421,27 @@ def test_an_index_serves_a_file_with_a_dictionary(packed: Path) -> None:
     with closing(FileStorage(packed, readonly=True)) as storage:
         assert storage._shared.current().index.base is not None
         assert value(storage, Oid((5).to_bytes(8))) == customer(5)
+
+
+def test_a_process_goes_on_as_another_one_has_packed_the_file(
+    path: Path, in_child: InChild
+) -> None:
+    oid = Oid((5).to_bytes(8))
+
+    def pack(compression: Compression) -> None:
+        with closing(FileStorage(path, compression=compression)) as storage:
+            storage.pack()
+            assert value(storage, oid) == customer(5)
+
+    manners: dict[Compression, int] = {"zstd": 2, "none": 0}
+    with closing(FileStorage(path)) as storage:
+        fill(storage, 1200)
+        for compression, codec in manners.items():
+            assert in_child(functools.partial(pack, compression)) == 0
+            commit(storage, {oid: make_record(customer(77))})
+            assert value(storage, oid) == customer(77)
+            assert find_codec(path, oid) == codec
+            commit(storage, {oid: make_record(customer(5))})
 
 
 def test_threads_and_children_compress_at_the_same_time(packed: Path, in_child: InChild) -> None:

@@ -35,8 +35,8 @@ All numbers are big-endian; `crc` is zlib.crc32; rows are 8 bytes.
     | ref. count    | state length |         | tid                          |
     | class pickle, refs, state    |         | flags (1: not synced)        |
     +------------------------------+         | length 44                    |
-    cl: class pickle length, 2 bytes         | 'END' F7      |              |
-                                             +------------------------------+
+    cl: class pickle length, 2 bytes.        | 'END' F7      |              |
+    If codec is not 0: refs, block           +------------------------------+
     void                                     reservation
     +------------------------------+         +------------------------------+
     | F9 'VOD'      | crc          |         | FA 'OID'      | crc          |
