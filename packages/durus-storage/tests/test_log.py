@@ -13,6 +13,7 @@ from durus.interfaces import NO_TID, ROOT_OID, Record, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
     NOT_SYNCED,
+    VOID_SIZE,
     LoggedTransaction,
     Mark,
     Reservation,
@@ -145,6 +146,23 @@ def test_a_log_that_is_read_while_it_grows_shows_what_one_shows_that_is_opened(
             assert getattr(log, name) == getattr(opened, name), (size, name)
         assert list(log.items()) == list(opened.items())
     assert (log.tid, visible(log)) == (7, [7, 4, 3, 2, 1])
+
+
+def test_a_torn_transaction_that_ends_where_its_void_does_is_not_found_backwards(
+    file: FileInParts,
+) -> None:
+    file.add_transaction(1)
+    file.add_mark(1)
+    slot, torn = file.slot, file.size
+    file.add_transaction(2)
+    file.path.write_bytes(file.path.read_bytes()[:-VOID_SIZE])
+    file.append(encode_void(FILE_ID, Void(file.size, torn)))
+    file.slot = slot
+    file.add_transaction(3)
+    file.add_mark(3)
+    log = file.open()
+    assert (log.tid, visible(log)) == (3, [3, 1])
+    assert list(verify_file(str(file.path))) == []
 
 
 def test_an_error_in_the_middle_of_reading_is_the_same_when_it_is_read_again(

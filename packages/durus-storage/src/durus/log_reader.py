@@ -164,19 +164,22 @@ class LogReader:
 
     def walk_back_from(self, end: int) -> Iterator[TransactionHead]:
         """The transactions before `end`, where an entry ends, newest first; CorruptionError."""
-        offset = end
-        while offset > self.header.size:
-            size = decode_trailer(self.file.read(offset - TRAILER_SIZE, TRAILER_SIZE))
-            if size is None or not TRAILER_SIZE < size <= offset - self.header.size:
-                raise self.corrupt(offset - TRAILER_SIZE, "the end of an entry is damaged")
-            offset -= size
+        while end > self.header.size:
+            tail = self.file.read(end - VOID_SIZE, VOID_SIZE)
+            size = decode_trailer(tail[-TRAILER_SIZE:])
+            if size is None or not TRAILER_SIZE < size <= end - self.header.size:
+                raise self.corrupt(end - TRAILER_SIZE, "the end of an entry is damaged")
+            offset, before = end - size, end
+            end = offset
+            # What a void seals may begin with a valid entry: one that was torn, and that may even
+            # end where the void does.
+            if tail.startswith(VOID_TAG) and self._is_sealed(offset, size):
+                continue
             content = self.file.read(offset, FIXED_SIZE)
             entry = decode_entry_head(self.header.file_id, offset, content)
-            # What a void seals may begin with a valid entry; but that one ends somewhere else.
-            if entry is None or entry.end != offset + size:
-                if not self._is_sealed(offset, size):
-                    raise self.corrupt(offset, "the entry is damaged")
-            elif isinstance(entry, TransactionHead):
+            if entry is None or entry.end != before:
+                raise self.corrupt(offset, "the entry is damaged")
+            if isinstance(entry, TransactionHead):
                 yield entry
 
     def _is_sealed(self, offset: int, size: int) -> bool:
