@@ -12,6 +12,7 @@ from durus.growing_log import GrowingLog
 from durus.interfaces import NO_TID, ROOT_OID, Record, Tid
 from durus.log_file import LogFile
 from durus.log_format import (
+    FIXED_SIZE,
     NOT_SYNCED,
     VOID_SIZE,
     LoggedTransaction,
@@ -155,7 +156,9 @@ def test_a_torn_transaction_that_ends_where_its_void_does_is_not_found_backwards
     file.add_mark(1)
     slot, torn = file.slot, file.size
     file.add_transaction(2)
-    file.path.write_bytes(file.path.read_bytes()[:-VOID_SIZE])
+    content = bytearray(file.path.read_bytes()[:-VOID_SIZE])
+    content[torn + FIXED_SIZE : torn + FIXED_SIZE + 16] = bytes(16)  # of its directory, too
+    file.path.write_bytes(content)
     file.append(encode_void(FILE_ID, Void(file.size, torn)))
     file.slot = slot
     file.add_transaction(3)
