@@ -21,13 +21,12 @@ from durus.error import CorruptionError, StorageError, UnsupportedFormatError
 from durus.file_storage import FileStorage
 from durus.file_system import OperatingSystem
 from durus.index_checkpoint import index_path, write_checkpoint
-from durus.interfaces import ROOT_OID, Oid, Progress, Record, Tid
+from durus.interfaces import NO_TID, ROOT_OID, Oid, Progress, Record, Tid
 from durus.log_batch import PreparedTransaction
 from durus.log_codec import Compression
 from durus.log_format import LoggedTransaction
 from durus.log_header import decode_file_header, encode_file_header
 from durus.log_open import make_missing_file
-from durus.log_pack import read_transactions
 from durus.log_record import SLOT_HEAD_SIZE, decode_record, encode_record
 from durus.log_transfer import read_log, write_log
 from durus.log_verify import verify_file
@@ -68,7 +67,7 @@ def codecs(path: Path) -> dict[int, int]:
     found: dict[int, int] = {}
     with closing(FileStorage(path, readonly=True)) as storage:
         log = storage._shared.current()
-        for transaction in read_transactions(log):
+        for transaction in log.walk(NO_TID, Tid(log.tid + 1)):
             for entry in transaction.entries():
                 content = log.file.read(entry.slot, SLOT_HEAD_SIZE + entry.size)
                 stored = decode_record(content[SLOT_HEAD_SIZE:])
@@ -500,7 +499,7 @@ def find_record(path: Path, oid: Oid) -> tuple[LoggedTransaction, int, int]:
     with closing(FileStorage(path, readonly=True)) as storage:
         log = storage._shared.current()
         slot = log.find_slot(oid)
-        for transaction in read_transactions(log):
+        for transaction in log.walk(NO_TID, Tid(log.tid + 1)):
             for entry in transaction.entries():
                 if entry.slot == slot:
                     return transaction, slot, entry.size

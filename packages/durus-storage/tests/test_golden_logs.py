@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from durus.file_storage import FileStorage
-from durus.interfaces import ROOT_OID, Oid, Record, Tid
+from durus.interfaces import NO_TID, ROOT_OID, Oid, Record, Tid
 from durus.log_codec import Compression
-from durus.log_pack import read_transactions
 from durus.log_record import SLOT_HEAD_SIZE, decode_record
 from durus.log_verify import verify_file
 from durus.testing.storage_contract import commit, make_record, value
@@ -51,7 +50,7 @@ def find_codecs(path: Path) -> set[int]:
     codecs = set()
     with closing(FileStorage(path, readonly=True)) as storage:
         log = storage._shared.current()
-        for transaction in read_transactions(log):
+        for transaction in log.walk(NO_TID, Tid(log.tid + 1)):
             for entry in transaction.entries():
                 stored = decode_record(log.file.read(entry.slot + SLOT_HEAD_SIZE, entry.size))
                 assert stored is not None

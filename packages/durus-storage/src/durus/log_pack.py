@@ -25,7 +25,7 @@ from durus.log_writer import LogWriter
 from durus.pack_codec import PackCodec
 from durus.pack_mark import Kept, RefsReader, find_kept, find_slot_before
 
-__all__ = ["LogPack", "PackAgainError", "read_transactions"]
+__all__ = ["LogPack", "PackAgainError"]
 
 _TRANSACTIONS_KEPT: Final = 1000
 """So many of the last transactions are kept, whether any of their records are or not."""
@@ -46,20 +46,6 @@ class PackAgainError(Exception):
         """roots: the oids, as numbers, that must be kept then."""
         super().__init__(reason)
         self.roots = frozenset(roots)
-
-
-def read_transactions(
-    log: Log, start: Tid | None = None, stop: Tid | None = None
-) -> Iterator[LoggedTransaction]:
-    """The visible transactions with start <= tid < stop, oldest first."""
-    offsets = array("Q")
-    for head in log.walk_back():
-        if start is not None and head.tid < start:
-            break
-        if stop is None or head.tid < stop:
-            offsets.append(head.offset)
-    for offset in reversed(offsets):
-        yield log.read_visible(offset)
 
 
 class LogPack:
@@ -112,15 +98,15 @@ class LogPack:
         def all_roots() -> Iterator[int]:
             yield _ROOT
             yield from roots
-            for transaction in self._later():
+            for transaction in self._after(self.horizon):
                 for number, refs in self._scan(transaction):
                     yield number
                     yield from refs
 
         self._kept: Kept = find_kept(self._log, self._limit, all_roots, report)
 
-    def _later(self) -> Iterator[LoggedTransaction]:
-        return read_transactions(self._log, start=Tid(self.horizon + 1))
+    def _after(self, tid: Tid) -> Iterator[LoggedTransaction]:
+        return self._log.walk(Tid(tid + 1), Tid(self._log.tid + 1))
 
     def _scan(self, transaction: LoggedTransaction) -> Iterator[tuple[int, tuple[int, ...]]]:
         slot = transaction.head.slots_offset
@@ -276,7 +262,7 @@ class LogPack:
         """Write what has become visible in the log since: how many bytes.  PackAgainError."""
         end = self.writer.end
         find = self._kept.slots.find_number
-        for transaction in read_transactions(self._log, start=Tid(self._copied + 1)):
+        for transaction in self._after(self._copied):
             entries = [(n, find(n), size) for n, _, size in transaction.raw_entries()]
             sizes = (SLOT_HEAD_SIZE + size for _, _, size in entries)
             slots = list(itertools.accumulate(sizes, initial=transaction.head.slots_offset))

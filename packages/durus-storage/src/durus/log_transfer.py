@@ -17,14 +17,13 @@ from durus.error import StorageError, format_oid
 from durus.file_format import StoredDatabase, StoredTransaction
 from durus.file_system import OperatingSystem, System
 from durus.growing_log import GrowingLog
-from durus.interfaces import OID_LIMIT, Oid, Record, Tid
+from durus.interfaces import NO_TID, OID_LIMIT, Oid, Record, Tid
 from durus.log import Log
 from durus.log_codec import LIBRARY_MISSING, Compression, RecordCodec, has_library
 from durus.log_file import LogFile
 from durus.log_format import LoggedTransaction
 from durus.log_header import FileHeader, with_dictionary
 from durus.log_open import explain_failure, open_log_file, saying
-from durus.log_pack import read_transactions
 from durus.log_record import encode_record
 from durus.log_writer import LogWriter
 
@@ -85,7 +84,7 @@ def read_log(path: str) -> Iterator[StoredDatabase]:
                 user=transaction.user,
                 note=transaction.note,
             )
-            for transaction in read_transactions(log)
+            for transaction in log.walk(NO_TID, Tid(log.tid + 1))
         ),
         horizon=log.header.horizon,
         next_oid=log.next_oid,
