@@ -169,6 +169,16 @@ BENCHMARKS: Final = (
         rounds=5,
     ),
     Benchmark(
+        name="pack_wait",
+        title="the longest small commit while another process packs (floor: copies) the file",
+        workload="pack_wait",
+        figures=(FigureKind("longest_ms", "ms"),),
+        peers=(OURS, FLOOR),
+        sizes=(_LARGE,),
+        count=1,
+        rounds=5,
+    ),
+    Benchmark(
         name="backup",
         title="back up a file of 100,000 objects (floor: copy and sync it)",
         workload="backup",

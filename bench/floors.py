@@ -4,6 +4,7 @@ A floor says what the machine itself takes at this moment; no database can be qu
 bytes there are to write is measured on Durus 5, in whose environment the floors run.
 """
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "open_file",
     "pack",
+    "pack_wait",
     "processes",
     "threads",
 ]
@@ -194,6 +196,21 @@ def pack(settings: Settings) -> Rounds:
             "objects_per_second": settings.count / _copy(source, target),
             "bytes_per_object": source.stat().st_size / settings.count,
         }
+
+
+def pack_wait(settings: Settings) -> Rounds:
+    """Append and sync while another process copies the file of Durus 5, and syncs the copy."""
+    source, target = Path(settings.database), Path(f"{settings.database}.copied")
+    content = os.urandom(_measure_commit(settings))
+    context = multiprocessing.get_context("fork")
+    with _growing_file(f"{settings.database}.appended") as fd:
+        yield {}
+        while True:
+            copier = context.Process(target=_copy, args=(source, target))
+            copier.start()
+            yield workloads.longest_wait(
+                lambda: not copier.is_alive(), lambda: _append_often(fd, content, 1)
+            )
 
 
 def backup(settings: Settings) -> Rounds:

@@ -6,6 +6,7 @@ often each runs.  A workload is a generator: it prepares, yields {}, and then me
 each step.  Invariant: nothing is timed but the operation itself.
 """
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from bench.peer import (
@@ -42,6 +44,7 @@ __all__ = [
     "oids_path",
     "open_file",
     "pack",
+    "pack_wait",
     "processes",
     "read_private_memory",
     "threads",
@@ -315,6 +318,46 @@ def pack(peer: Peer, settings: Settings) -> Rounds:
             "objects_per_second": settings.count / elapsed_s,
             "bytes_per_object": os.path.getsize(copy) / settings.count,
         }
+
+
+def longest_wait(is_over: Callable[[], bool], operation: Callable[[], object]) -> Figures:
+    """Do something again and again until something else is over."""
+    longest_s = 0.0
+    while not is_over():
+        start = time.perf_counter()
+        operation()
+        longest_s = max(longest_s, time.perf_counter() - start)
+    return {"longest_ms": longest_s * 1e3}
+
+
+def _pack_when_told(peer: Peer, path: str, told: Event) -> None:
+    told.wait()
+    with _opened(peer, path) as database:
+        database.pack()
+
+
+def pack_wait(peer: Peer, settings: Settings) -> Rounds:
+    """Commit small changes while another process packs the file."""
+    copy = f"{settings.database}.copy"
+    context = multiprocessing.get_context("fork")
+    yield {}
+    while True:
+        shutil.copyfile(settings.database, copy)
+        told = context.Event()
+        packer = context.Process(target=_pack_when_told, args=(peer, copy, told))
+        packer.start()
+        with _opened(peer, copy) as database:
+            session = database.connect()
+            item = _own_item(peer, session, settings)
+            _commit_often(session, item, 10)
+            told.set()
+            figures = longest_wait(
+                lambda: not packer.is_alive(), lambda: _commit_often(session, item, 1)
+            )
+            session.close()
+        if packer.exitcode != 0:
+            raise NotMeasuredError("the packer failed")
+        yield figures
 
 
 def backup(peer: Peer, settings: Settings) -> Rounds:
