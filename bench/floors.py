@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,7 @@ def pack_wait(settings: Settings) -> Rounds:
         while True:
             copier = context.Process(target=_copy, args=(source, target))
             copier.start()
-            yield workloads.longest_wait(
-                lambda: not copier.is_alive(), lambda: _append_often(fd, content, 1)
-            )
+            yield workloads.longest_wait(copier, partial(_append_often, fd, content, 1))
 
 
 def backup(settings: Settings) -> Rounds:

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -40,6 +42,7 @@ __all__ = [
     "combine_rates",
     "commit",
     "load",
+    "longest_wait",
     "make_new_batch",
     "oids_path",
     "open_file",
@@ -320,10 +323,10 @@ def pack(peer: Peer, settings: Settings) -> Rounds:
         }
 
 
-def longest_wait(is_over: Callable[[], bool], operation: Callable[[], object]) -> Figures:
-    """Do something again and again until something else is over."""
+def longest_wait(other: BaseProcess, operation: Callable[[], object]) -> Figures:
+    """Do something again and again until another process ends."""
     longest_s = 0.0
-    while not is_over():
+    while other.is_alive():
         start = time.perf_counter()
         operation()
         longest_s = max(longest_s, time.perf_counter() - start)
@@ -351,9 +354,7 @@ def pack_wait(peer: Peer, settings: Settings) -> Rounds:
             item = _own_item(peer, session, settings)
             _commit_often(session, item, 10)
             told.set()
-            figures = longest_wait(
-                lambda: not packer.is_alive(), lambda: _commit_often(session, item, 1)
-            )
+            figures = longest_wait(packer, partial(_commit_often, session, item, 1))
             session.close()
         if packer.exitcode != 0:
             raise NotMeasuredError("the packer failed")
