@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from durus.error import (
 from durus.file_storage import FileStorage
 from durus.file_system import OperatingSystem
 from durus.interfaces import NO_TID, ROOT_OID, Oid, Progress, Record, Tid
+from durus.log_pack import LogPack
 from durus.log_verify import verify_file
 from durus.record import split_oids
 from durus.testing.storage_contract import commit, create, make_record, value, value_of
@@ -192,6 +194,30 @@ def test_what_others_commit_meanwhile_is_there(path: Path, storage: FileStorage)
         commit(other, {b: make_record("after")})
         assert value(storage, b) == "after"
         assert not {new, *reserved}.intersection(storage.reserve_oids(300))
+
+
+def test_what_comes_while_the_index_is_made_is_not_left_for_the_lock(
+    path: Path, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = create(storage, 2)
+    copied: list[Tid] = []
+    make_index = online_pack._Attempt._make_index
+
+    def make_index_and_commit(*arguments: Any) -> Any:
+        index = make_index(*arguments)
+        for number in range(100):
+            commit(other, {a: make_record(number)})
+        return index
+
+    monkeypatch.setattr(online_pack, "CHECKPOINT_SIZE", 1)
+    monkeypatch.setattr(online_pack._Attempt, "_make_index", make_index_and_commit)
+    monkeypatch.setattr(LogPack, "hush", lambda pack: copied.append(pack.writer.tid))
+    with closing(FileStorage(path)) as other:
+        storage.pack()
+        assert copied == [other.tid]
+        assert (value(storage, a), value(storage, b)) == (99, 0)
+        assert commit(storage, {a: make_record("after"), b: make_record("after")})
+        assert value(other, a) == "after"
 
 
 def test_an_object_that_comes_back_meanwhile_is_kept(path: Path, storage: FileStorage) -> None:

@@ -32,7 +32,7 @@ _ATTEMPTS: Final = 10
 """How often objects may come back that were to be left out."""
 _ROUNDS: Final = 20
 """So often what has been committed meanwhile is copied without the lock."""
-_ROUND_SIZE_MIN: Final = 1 << 16
+_ROUND_SIZE_MIN: Final = 1 << 14
 """So little can be copied while others wait."""
 _LARGE_SIZE: Final = 1 << 26
 _CLOSE_LATE_S: Final = 2.0
@@ -111,6 +111,8 @@ class _Attempt:
             writer = self._pack.write(file, secrets.token_bytes(16))
             self._copy_most(writer)
             index = self._make_index(file, writer)
+            packed = GrowingLog(file, index=index)
+            self._copy_most(writer)  # that took long enough for others to commit much
             self._pack.hush()
             with self._shared.locked("the file could not be packed") as current:
                 if current.identity != self._log.identity:
@@ -118,7 +120,8 @@ class _Attempt:
                 self._log.catch_up()
                 if self._pack.write_later():
                     writer.finish()
-                packed = GrowingLog(file, current.recent, index=index)
+                packed.catch_up()
+                packed.recent = current.recent
                 packed.keeps_lock = current.keeps_lock
                 self._swap(packed, index, keep_old=keep_old)
                 self._keeps_lock = packed.keeps_lock
@@ -171,6 +174,7 @@ class _Attempt:
         """Copy what others commit meanwhile, until it is little."""
         for _ in range(_ROUNDS):
             writer.finish()
+            self._shared.catch_up()
             self._log.catch_up()
             if self._pack.write_later() < _ROUND_SIZE_MIN:
                 break
