@@ -146,6 +146,11 @@ class Cache:
     def __setitem__(self, oid: Oid, obj: PersistentObject) -> None:
         self.objects[oid] = obj
 
+    def forget(self, oid: Oid, obj: PersistentObject) -> None:
+        """An object is not the one with this oid any more."""
+        del self.objects[oid]
+        self.recent_objects.discard(obj)
+
     def __iter__(self) -> Iterator[PersistentObject]:
         for oid in self.objects:
             obj = self.objects.get(oid)

@@ -12,47 +12,38 @@ A connection serves one thread; the storage below it is shared.
 """
 
 import os
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, overload
 
 from durus.blob import BlobChunk
-from durus.blob_upload import ChunkUpload
 from durus.cache import Cache, ObjectDictionary, ReferenceContainer
+from durus.changes import Changes, Savepoint
 from durus.classic import ClassicAdapter, as_storage
+from durus.conflicts import find_conflicts
 from durus.error import (
-    CommitOutcomeUnknownError,
-    ConflictError,
-    DanglingReferenceError,
-    DurusError,
     DurusKeyError,
-    HistoryUnavailableError,
     ObjectError,
-    ProtocolError,
     ReadConflictError,
     ReadOnlyError,
     StorageError,
-    UnstorableError,
     WriteConflictError,
     WrongClassError,
 )
+from durus.instances import gen_every_instance, touch_every_reference
 from durus.interfaces import (
     ROOT_OID,
     CommitResult,
     CommittedTransaction,
     HistoryStorage,
     Oid,
-    PackableHistoryStorage,
-    PackableStorage,
-    Record,
     Revision,
     Tid,
-    Transaction,
 )
 from durus.missing import MissingObject
 from durus.opening import open_storage
+from durus.packing import pack_storage
 from durus.past import open_past
 from durus.persistent import (
     GHOST,
@@ -63,7 +54,7 @@ from durus.persistent import (
 from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
 from durus.record import join_record
-from durus.serialize import ObjectReader, ObjectWriter
+from durus.serialize import ObjectReader
 from durus.times import When
 from durus.undo import undo
 from durus.view import View
@@ -85,7 +76,6 @@ else:
 P = TypeVar("P", bound=PersistentObject)
 
 _OPENED_AGAIN_MAX: Final = 100
-_PICKLED_AGAIN_MAX: Final = 10
 
 __all__ = [
     "ROOT_OID",
@@ -159,12 +149,13 @@ class Connection(ConnectionBase, Generic[R]):
         import_classes: whether records may import the modules of their classes, as in 4.x; by
           default those of local storages may, and those that a server sends may not.
         """
-        self.changed: dict[Oid, PersistentObject] = {}
+        self._changes = Changes(self)
+        self.changed = self._changes.changed
+        self._changed_blindly: PersistentObject | None = None
         self.cache = Cache(cache_size)
         self.user = ""
         self.note = ""
         self._spare_oids: list[Oid] = []
-        self._writer: ObjectWriter | None = None
         self._loading: set[Oid] = set()
         self._view, self._opened = self._open_view(storage, at)
         found = self._storage = self._view.storage
@@ -215,7 +206,7 @@ class Connection(ConnectionBase, Generic[R]):
         Its objects can no longer be used.
         """
         self._view.close()
-        self.changed.clear()
+        self._changes.discard()
         self.transaction_serial += 1  # so that a later touch of an object comes to note_access
         if self._opened:
             self._storage.close()
@@ -370,8 +361,22 @@ class Connection(ConnectionBase, Generic[R]):
         """An object is about to be changed for the first time in this transaction."""
         oid = obj._p_oid
         assert oid is not None
-        self._view.note_change(obj)
+        self._view.note_change(obj, is_blind=obj is self._changed_blindly)
         self.changed[oid] = obj
+
+    @contextmanager
+    def changing_blindly(self, obj: PersistentObject) -> Iterator[None]:
+        """What is done in this context with a mergeable object is no access (`durus.mergeable`)."""
+        self._view.snapshot  # noqa: B018 - as in note_access
+        if obj._p_status == GHOST:
+            obj._p_load_state()
+        _setattribute(obj, "_p_serial", self.transaction_serial)
+        outer, self._changed_blindly = self._changed_blindly, obj
+        try:
+            yield
+        finally:
+            self._changed_blindly = outer
+            _setattribute(obj, "_p_serial", 0)  # so that the next access is one
 
     def commit(self) -> Tid | None:
         """Store all changes, as a whole and durably; then start a new transaction.
@@ -382,101 +387,25 @@ class Connection(ConnectionBase, Generic[R]):
         object; after any error everything is as before, and once the cause is mended the next
         commit() stores it all.
         """
-        result = self._store(self.changed.values()) if self.changed else None
+        result = self._store() if self._changes else None
         self._begin(result)
         return None if result is None else result.tid
 
-    def _store(self, objects: Iterable[PersistentObject]) -> CommitResult:
-        """Commit these objects and the new ones that they lead to."""
-        upload = ChunkUpload(self._view, self.user)
+    def _store(self, objects: Iterable[PersistentObject] | None = None) -> CommitResult:
+        """Commit all changes, or just these objects and the new ones that they lead to."""
         try:
-            return self._store_once(objects, upload)
-        except DanglingReferenceError as error:
-            if not upload.oids.issuperset(error.oids):
-                raise
-        # A pack has removed parts of blobs, as nothing referred to them yet.
-        upload = ChunkUpload(self._view, self.user)
-        return self._store_once(objects, upload)
-
-    def _store_once(self, objects: Iterable[PersistentObject], upload: ChunkUpload) -> CommitResult:
-        if self._writer is not None:
-            raise UnstorableError("commit() was called by a __getstate__, in the middle of another")
-        self._view.check_process()
-        writer = self._writer = ObjectWriter(self, self.reader.policy)
-        try:
-            written = self._make_records(writer, objects)
-            chunks = [obj for obj in writer.new_objects if isinstance(obj, BlobChunk)]
-            rest = upload.store(chunks, writer.make_record)
-            created = {obj._p_oid for obj in writer.new_objects if obj._p_oid is not None}
-            result = self._storage.commit(
-                Transaction(
-                    id=int.from_bytes(os.urandom(8), "big"),
-                    snapshot_tid=self._view.snapshot.tid,
-                    accessed=self._view.accessed,
-                    created=frozenset(created - upload.oids),
-                    writes=rest | {oid: record for oid, (_, record) in written.items()},
-                    time_ns=time.time_ns(),
-                    user=self.user,
-                    note=self.note,
-                )
-            )
-        except BaseException as error:
-            for obj in writer.new_objects:
-                self.cache.recent_objects.discard(obj)
-                self.changed.pop(cast(Oid, obj._p_oid), None)
-            oids = [oid for oid in writer.forget_new_objects() if oid not in upload.oids]
-            if _nothing_happened(error, oids):
-                self._spare_oids.extend(reversed(oids))
+            return self._changes.commit(objects)
+        except WriteConflictError as error:
+            error.conflicts = find_conflicts(self._storage, self.cache, error.oids or ())
             raise
-        finally:
-            self._writer = None
-        # With the new objects among the changed ones, an interrupt in here loses nothing: what is
-        # still marked as changed conflicts with this commit, and abort() makes it a ghost.
-        self.changed.update((oid, obj) for oid, (obj, _) in written.items())
-        for oid, (obj, _) in written.items():
-            self.cache[oid] = obj
-            _setattribute(obj, "_p_tid", result.tid)
-            obj._p_set_status_saved()
-        for chunk in chunks:
-            self.cache[cast(Oid, chunk._p_oid)] = chunk
-            chunk._p_set_status_ghost()
-        self.changed.clear()
-        return result
 
-    def _make_records(
-        self, writer: ObjectWriter, objects: Iterable[PersistentObject]
-    ) -> dict[Oid, tuple[PersistentObject, Record]]:
-        """Pickle these objects and the new ones that they lead to, but for new parts of blobs.
+    def savepoint(self) -> Savepoint:
+        """A state of this transaction that its `rollback()` goes back to.
 
-        Their status stays as it is.
+        New objects get their oids; nothing is stored.  Savepoints can be nested.
+        Raises UnstorableError and ForeignReferenceError, as commit().
         """
-        written: dict[Oid, tuple[PersistentObject, Record]] = {}
-        queue = deque(objects)
-        try:
-            for _ in range(_PICKLED_AGAIN_MAX):
-                while queue:
-                    obj = queue.popleft()
-                    known = len(writer.new_objects)
-                    record = writer.make_record(obj)
-                    assert obj._p_oid is not None
-                    written[obj._p_oid] = obj, record
-                    # For now, so that a change by the __getstate__ of another one is noticed.
-                    obj._p_set_status_saved()
-                    queue.extend(
-                        new
-                        for new in writer.new_objects[known:]
-                        if new is not obj and not isinstance(new, BlobChunk)
-                    )
-                queue.extend(obj for obj in self.changed.values() if obj._p_is_unsaved())
-                if not queue:
-                    return written
-            raise UnstorableError(
-                f"<{queue[0]._p_identity()}> was changed again and again by the __getstate__ of "
-                "objects that were being stored"
-            )
-        finally:
-            for obj, _ in written.values():
-                obj._p_set_status_unsaved()
+        return self._changes.save()
 
     def new_oid(self) -> Oid:
         """An oid for a new object."""
@@ -484,9 +413,7 @@ class Connection(ConnectionBase, Generic[R]):
 
     def abort(self) -> None:
         """Give up all changes, see what others committed, and start a new transaction."""
-        for obj in self.changed.values():
-            obj._p_set_status_ghost()
-        self.changed.clear()
+        self._changes.roll_back()
         self._begin()
 
     def _begin(self, result: CommitResult | None = None) -> None:
@@ -497,6 +424,8 @@ class Connection(ConnectionBase, Generic[R]):
             self._view.begin()
         else:
             self._view.finish(result)
+            with suppress(StorageError, OSError):  # then it is tried again when it is needed
+                self._view.snapshot  # noqa: B018 - takes one
         self.note = ""
         self.transaction_serial += 1
         self.shrink_cache()
@@ -519,16 +448,7 @@ class Connection(ConnectionBase, Generic[R]):
         """
         self._view.check_writable()
         self.abort()
-        if not isinstance(self._storage, PackableStorage):
-            raise StorageError(f"{self.storage} cannot be packed")
-        if keep is None:
-            self._storage.pack()
-        elif isinstance(self._storage, PackableHistoryStorage):
-            self._storage.pack(keep=keep)
-        else:
-            raise HistoryUnavailableError(
-                f"{self.storage} keeps no history, so there is none to keep; pack it without keep="
-            )
+        pack_storage(self._storage, keep)
         self._forget(None)  # what was removed shall not look as if it were still there
         self.abort()
 
@@ -580,47 +500,3 @@ class Connection(ConnectionBase, Generic[R]):
             except ReadConflictError:  # of a storage without snapshots
                 self._begin()
         return self.get(ROOT_OID)
-
-
-def _nothing_happened(error: BaseException, created: list[Oid]) -> bool:
-    """Whether a commit that failed like this has certainly not stored the created objects."""
-    if isinstance(error, ConflictError):  # when an oid was taken, it must not be tried again
-        return error.oids is not None and not set(created).intersection(error.oids)
-    unknown = CommitOutcomeUnknownError | ProtocolError
-    return isinstance(error, DurusError) and not isinstance(error, unknown)
-
-
-def touch_every_reference(connection: Connection[Any], *words: str | bytes) -> None:
-    """Mark every object as changed whose class or state pickle contains one of the words.
-
-    After a class was renamed or moved, this and a commit renew the references to it.
-    """
-    _require_connection(connection, "touch_every_reference(connection, 'OldClass')")
-    connection._view.accessed.add_everything()
-    searched = [word.encode() if isinstance(word, str) else word for word in words]
-    found = [
-        oid
-        for oid, (_, record) in connection._view.crawl()
-        if any(word in record.class_pickle or word in record.state_pickle for word in searched)
-    ]
-    for oid in found:
-        connection.get(oid, PersistentObject)._p_note_change()
-
-
-def gen_every_instance(connection: Connection[Any], *classes: type[P]) -> Iterator[P]:
-    """Every stored object that is an instance of one of the classes or of their subclasses.
-
-    The names of the classes are compared, and those of subclasses that are already imported;
-    nothing is imported.  This reads every record, and so every object counts as accessed.
-    """
-    _require_connection(connection, "gen_every_instance(connection, OldClass)")
-    connection._view.accessed.add_everything()
-    for oid, (_, record) in connection._view.crawl():
-        cls = connection.reader.policy.find_imported_class(record.class_pickle)
-        if cls is not None and issubclass(cls, classes):
-            yield connection.get(oid, cls)
-
-
-def _require_connection(connection: object, call: str) -> None:
-    if not isinstance(connection, Connection):
-        raise TypeError(f"the connection is missing: call {call}, not with {connection!r} first")

@@ -6,6 +6,10 @@ Each says what happened, to which object or where in which file, and what to do 
       ConflictError                  another transaction was first: abort() and start again
         WriteConflictError             found by commit()
         ReadConflictError              found when an object was loaded
+      TransactionError               a transaction of a Database is used in the wrong way
+        TransactionEndedError          after its end
+        TransactionInUseError          by two threads at once
+        NestedTransactionError         inside of another one
       DurusKeyError                  no object with this oid
       ObjectError                    something is wrong with one object or its class
         UnstorableError                its state, or its class, cannot be stored
@@ -37,8 +41,12 @@ The names of Durus 4.3 are kept; where 4.3 raised a builtin error, ours also der
 import pickle
 from collections.abc import Sequence
 from os import PathLike, fspath
+from typing import TYPE_CHECKING
 
 from durus import _guard as _guard
+
+if TYPE_CHECKING:
+    from durus.conflicts import Conflict
 
 __all__ = [
     "ClassNotAllowedError",
@@ -54,6 +62,7 @@ __all__ = [
     "HistoryUnavailableError",
     "KeyOrderError",
     "MissingClassError",
+    "NestedTransactionError",
     "NotADatabaseError",
     "ObjectError",
     "ProtocolError",
@@ -64,6 +73,9 @@ __all__ = [
     "StorageError",
     "StorageLockedError",
     "StorageOpenError",
+    "TransactionEndedError",
+    "TransactionError",
+    "TransactionInUseError",
     "UndoError",
     "UnstorableError",
     "UnsupportedFormatError",
@@ -89,8 +101,12 @@ class DurusError(Exception):
 class ConflictError(DurusError):
     """Another transaction changed objects that this one used: abort() and start again.
 
-    `oids` are the objects concerned, or None when they are not known.
+    `oids` are the objects concerned, or None when they are not known; `conflicts` says more of the
+    first of them, where more is known.  `attempts` is how often `Database.run` has tried.
     """
+
+    conflicts: "tuple[Conflict, ...]" = ()
+    attempts: int | None = None
 
     def __init__(self, oids: Sequence[bytes] | None = None) -> None:
         super().__init__(oids)
@@ -98,8 +114,14 @@ class ConflictError(DurusError):
 
     def __str__(self) -> str:
         if self.oids is None:
-            return "conflicting oids not available"
-        return f"oids={_format_oids(self.oids)}"
+            text = "conflicting oids not available"
+        else:
+            text = f"oids={_format_oids(self.oids)}"
+        if self.conflicts:
+            text += f": {'; '.join(map(str, self.conflicts))}"
+        if self.attempts is not None:
+            text += f"; given up after {self.attempts} attempts"
+        return text
 
 
 class WriteConflictError(ConflictError):
@@ -108,6 +130,22 @@ class WriteConflictError(ConflictError):
 
 class ReadConflictError(ConflictError):
     """Found by loading an object: its state does not fit with what was already accessed."""
+
+
+class TransactionError(DurusError):
+    """A transaction of a Database is used in a way that it cannot be."""
+
+
+class TransactionEndedError(TransactionError):
+    """A transaction, or an object of it, is used after the transaction's end."""
+
+
+class TransactionInUseError(TransactionError):
+    """Two threads use a transaction at the same moment."""
+
+
+class NestedTransactionError(TransactionError):
+    """A second transaction would write while the first one of the same context is open."""
 
 
 class DurusKeyError(KeyError, DurusError):

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NewType, Protocol, runtime_
 from durus import _guard as _guard
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from durus.times import When
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "OID_LIMIT",
     "ROOT_OID",
     "AccessedOids",
+    "BackupStorage",
     "CommitResult",
     "CommittedTransaction",
     "HistoryStorage",
@@ -277,6 +280,20 @@ class PackableHistoryStorage(HistoryStorage, Protocol):
         Kept is what the root, as it was at `keep`, and all that was written later lead to.  Open
         snapshots go on.  progress: is called now and then; what it raises ends the pack.
         """
+        ...
+
+
+@runtime_checkable
+class BackupStorage(Storage, Protocol):
+    """A storage that can be backed up while it is in use."""
+
+    def backup(
+        self,
+        folder: "str | PathLike[str]",
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> object:
+        """Bring the backups in a folder up to date; it is made if it is not there."""
         ...
 
 

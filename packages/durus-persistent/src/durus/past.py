@@ -16,12 +16,11 @@ from durus.error import (
     ReadOnlyError,
     StorageClosedError,
 )
-from durus.interfaces import NO_TID, ROOT_OID, HistoryStorage, Oid, Revision, Storage, Tid
-from durus.oid_set import OidSet
+from durus.interfaces import NO_TID, ROOT_OID, HistoryStorage, Oid, Storage, Tid
 from durus.opening import open_storage
 from durus.persistent import PersistentObject
 from durus.times import When, tid_at
-from durus.view import View
+from durus.view import SnapshotView
 
 __all__ = ["PastView", "open_history", "open_past", "require_history"]
 
@@ -87,7 +86,7 @@ def open_past(
         raise
 
 
-class PastView(View):
+class PastView(SnapshotView):
     """What a connection sees that stands at one transaction, and changes nothing.
 
     at: None for the newest transaction.  Raises HistoryUnavailableError when that past is not kept,
@@ -119,9 +118,6 @@ class PastView(View):
         if self._snapshot is None or self.is_inherited:
             self._use(self.history.snapshot(self.tid))
 
-    def _check(self, oid: Oid) -> None:
-        self.check_process()
-
     def move(self, at: Tid) -> None:
         """Stand at the newest transaction that is not newer than `at`.
 
@@ -135,13 +131,9 @@ class PastView(View):
         since, until = sorted((here, snapshot.tid))
         self._forget(self.history.changes(since, until))
         self._use(snapshot)
-        self.accessed = OidSet()
+        self._reset()
 
-    def load_referenced(self, oid: Oid) -> Revision:
-        """As `load`: where the view was moved to, an object that is known may not exist."""
-        return self.load(oid)
-
-    def note_change(self, obj: PersistentObject) -> NoReturn:
+    def note_change(self, obj: PersistentObject, *, is_blind: bool = False) -> NoReturn:
         raise ReadOnlyError(
             f"<{obj._p_identity()}> cannot be changed: this connection shows {self.storage} as it "
             f"was at tid {self.tid}; change the object in a Connection without at="

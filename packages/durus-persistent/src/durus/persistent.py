@@ -28,6 +28,7 @@ The state layouts are those of Durus 4.3, so either can load what the other stor
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
@@ -97,6 +98,8 @@ class ObjectConnection(Protocol):
     def note_change(self, obj: "PersistentObject") -> None: ...
 
     def load_state(self, obj: "PersistentObject") -> None: ...
+
+    def changing_blindly(self, obj: "PersistentObject") -> AbstractContextManager[None]: ...
 
 
 _GHOST_SAFE_NAMES = frozenset({"__repr__", "__class__", "__setstate__"})

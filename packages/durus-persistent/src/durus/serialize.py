@@ -74,6 +74,9 @@ class ReadingConnection(ObjectConnection, Protocol):
     def get_cache(self) -> Cache: ...
 
 
+_OWN: Final = object()
+"""Stands for the state that an object has."""
+
 _NAMED: Final = (type, FunctionType, BuiltinFunctionType)
 """What is pickled by its name alone."""
 
@@ -216,15 +219,18 @@ class ObjectWriter:
             self._known_loadable.add(cls)
         return pickled
 
-    def make_record(self, obj: PersistentObject) -> Record:
-        """The record of `obj`.  Raises UnstorableError and ForeignReferenceError."""
+    def make_record(self, obj: PersistentObject, state: object = _OWN) -> Record:
+        """The record of `obj`, or of it with another state.
+
+        Raises UnstorableError and ForeignReferenceError.
+        """
         class_pickle = self._class_pickle(type(obj))
         if obj._p_oid is None:
             self._adopt(obj)
         self._owner = obj
         self._refs.clear()
         try:
-            state_pickle = self._pickle(obj.__getstate__())
+            state_pickle = self._pickle(obj.__getstate__() if state is _OWN else state)
         except DurusError:
             raise
         except Exception as error:
@@ -291,6 +297,8 @@ def _find_unstorable(value: object, name: str = "attribute", depth: int = 10) ->
             return
 
 
+_OWN_FRAMES: Final = ("durus.", "contextlib")
+
 _warned_main_classes: set[str] = set()
 _class_pickles: "WeakKeyDictionary[type, tuple[str, bytes]]" = WeakKeyDictionary()
 """Of the classes that were pickled before, with the names that they had."""
@@ -300,7 +308,7 @@ def _count_own_frames() -> int:
     """How many frames up the program is that called Durus."""
     frame = sys._getframe(1)
     count = 0
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("durus."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OWN_FRAMES):
         frame = frame.f_back
         count += 1
     return count
@@ -377,7 +385,7 @@ class ObjectReader:
                     "After a class was renamed, touch_every_reference() renews the references"
                 ) from error
         self.load_count += 1
-        state = self.policy.load_state(record.state_pickle, self._persistent_load, obj._p_oid, cls)
+        state = self.read_state(record, obj)
         # Not a ghost meanwhile, so that a __setstate__ of the application may use the object.
         _setattribute(obj, "_p_status", UNSAVED)
         try:
@@ -386,6 +394,13 @@ class ObjectReader:
             raise ObjectError(f"<{obj._p_identity()}> cannot take its state: {error}") from error
         finally:
             _setattribute(obj, "_p_status", GHOST)
+
+    def read_state(self, record: Record, obj: PersistentObject) -> Any:
+        """The state in a record of `obj`, which stays as it is."""
+        assert obj._p_oid is not None
+        return self.policy.load_state(
+            record.state_pickle, self._persistent_load, obj._p_oid, type(obj)
+        )
 
     def get_ghost(self, data: bytes) -> PersistentObject:
         """A ghost of the class in the first part of a classic record, without oid."""

@@ -1,10 +1,16 @@
 """What one transaction sees of a storage, and what it has accessed there.
 
-The view reads from a snapshot at a tid S, and keeps the oids accessed (reading or writing), apart
-from any cache.  Its invariant, the classic rule of Durus: *an object that was changed after S is
-never loaded next to what was accessed at S*.  Either nothing accessed has changed, then S moves on
-to the newest transaction and `forget` is called with what changed; or ReadConflictError.
-`durus.past` has the view that stands still.
+A view reads from a snapshot at a tid S, and keeps the oids accessed (reading or writing), apart
+from any cache.  What savepoints hold comes before what the snapshot has.  There are two ways to
+read:
+
+    View           the classic rule of Durus: an object that was changed after S is never loaded
+                   next to what was accessed at S.  Either nothing accessed has changed, then S
+                   moves on to the newest transaction and `forget` is called with what changed; or
+                   ReadConflictError.
+    SnapshotView   S stays for as long as the transaction does, so reading never conflicts.
+
+`durus.past` has the view that is never moved on, and changes nothing.
 """
 
 import os
@@ -23,7 +29,7 @@ from durus.interfaces import ROOT_OID, CommitResult, Oid, Revision, Snapshot, St
 from durus.oid_set import OidSet
 from durus.persistent import PersistentObject
 
-__all__ = ["View"]
+__all__ = ["SnapshotView", "View"]
 
 
 class View:
@@ -41,6 +47,10 @@ class View:
     ) -> None:
         self.storage = storage
         self.accessed = OidSet()
+        self.blind: set[Oid] = set()
+        """What was changed without being accessed (see `durus.mergeable`)."""
+        self.saved: dict[Oid, Revision] = {}
+        """What savepoints of the transaction hold."""
         self._forget = forget
         self._closed = False
         self._snapshot: Snapshot | None = None
@@ -99,19 +109,29 @@ class View:
     def begin(self) -> None:
         """Begin a new transaction, on the newest snapshot; StorageClosedError after close()."""
         self._renew()
-        self.accessed = OidSet()
+        self._reset()
 
     def finish(self, result: CommitResult) -> None:
-        """Begin a new transaction after a commit; this does not fail, for the commit did not."""
-        self._drop_snapshot()
-        self.accessed = OidSet()
+        """End a transaction that was committed; this does not fail, for the commit did not."""
+        self.rest()
         self._forget(result.changed)
         self._tid = result.tid
-        with suppress(StorageError, OSError):  # then it is tried again when it is needed
-            self._renew()
+
+    def rest(self) -> None:
+        """End a transaction, and hold no snapshot until the next one needs it."""
+        self._drop_snapshot()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.accessed = OidSet()
+        self.blind = set()
+        self.saved = {}
 
     def load(self, oid: Oid) -> Revision:
         """The revision of `oid` to read.  ReadConflictError, DurusKeyError, CorruptionError."""
+        saved = self.saved.get(oid)
+        if saved is not None:
+            return saved
         self._check(oid)
         try:
             return self.snapshot.load(oid)
@@ -126,10 +146,13 @@ class View:
         except DurusKeyError as error:
             raise ReadConflictError([oid]) from error
 
-    def note_change(self, obj: PersistentObject) -> None:
+    def note_change(self, obj: PersistentObject, *, is_blind: bool = False) -> None:
         """An object is about to be changed.  ReadOnlyError when this is the past."""
         assert obj._p_oid is not None
-        self.accessed.add(obj._p_oid)
+        if is_blind:
+            self.blind.add(obj._p_oid)
+        else:
+            self.accessed.add(obj._p_oid)
 
     def check_writable(self) -> None:
         """ReadOnlyError when nothing can be changed here."""
@@ -143,10 +166,14 @@ class View:
         return crawl(self._load_many, refs_of_revision, start_oid, batch_size)
 
     def _load_many(self, oids: list[Oid]) -> Iterator[tuple[Oid, Revision]]:
-        for oid in oids:
+        saved = {oid: self.saved[oid] for oid in oids if oid in self.saved}
+        stored = [oid for oid in oids if oid not in saved]
+        for oid in stored:
             self._check(oid)
         snapshot = self.snapshot
-        for oid, revision in list(snapshot.load_many(oids)):
+        found = list(snapshot.load_many(stored))
+        yield from saved.items()
+        for oid, revision in found:
             if self._snapshot is snapshot:
                 yield oid, revision
             else:  # while we yielded, somebody went on to a newer one
@@ -166,13 +193,30 @@ class View:
             return
         newest = self.storage.snapshot()
         changed = self.storage.changes(self.snapshot.tid, newest.tid)
-        if self.accessed if changed is None else self.accessed.overlap(changed):
+        if self._has_used(changed):
             newest.close()
             raise ReadConflictError([oid])
         self._forget(changed)
         self._use(newest)
 
+    def _has_used(self, changed: frozenset[Oid] | None) -> bool:
+        """Whether something was used that is among these (None: all there is)."""
+        if changed is None:
+            return bool(self.accessed or self.blind)
+        return bool(self.accessed.overlap(changed)) or not self.blind.isdisjoint(changed)
+
     def close(self) -> None:
         """Let the storage forget what only this view sees."""
         self._closed = True
         self._drop_snapshot()
+
+
+class SnapshotView(View):
+    """Sees what there was when the transaction began.  The storage must keep history."""
+
+    def _check(self, oid: Oid) -> None:
+        self.check_process()
+
+    def load_referenced(self, oid: Oid) -> Revision:
+        """As `load`: a pack does not take away what the snapshot sees."""
+        return self.load(oid)

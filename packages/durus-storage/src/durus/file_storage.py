@@ -20,6 +20,7 @@ from datetime import datetime
 from os import PathLike
 from typing import Any, Literal, Self, cast
 
+from durus.backup import BackupResult, backup
 from durus.error import (
     DurusKeyError,
     HistoryUnavailableError,
@@ -397,6 +398,17 @@ class FileStorage(ClassicCalls):
             compression=self._compression,
             report=progress or (lambda progress: None),
         )
+
+    def backup(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        full: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> BackupResult:
+        """Bring the backups in a folder up to date, as `durus.backup.backup`."""
+        self._shared.check_open()
+        return backup(self._shared.path, folder, full=full, progress=progress)
 
     def get_packer(self) -> Iterator[str]:
         """An iterator that packs, for programs of 4.x: all at once, after its first step."""

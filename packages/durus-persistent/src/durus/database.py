@@ -1,0 +1,366 @@
+"""`Database`: transactions, snapshots and history of one storage, for any number of threads.
+
+It is what a new program uses; the classic way is a `durus.connection.Connection`, and the
+transactions here are made of these.
+
+    with Database("app.durus", root_class=Bank) as db:
+        with db.transaction(note="signup", user="ann") as bank:
+            bank.accounts["ann"] = Account("Ann")
+        balance = db.run(lambda bank: bank.accounts["ann"].balance)
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast, overload
+
+from durus.classic import ClassicAdapter, as_storage
+from durus.connection import P, R
+from durus.database_connection import PooledConnection
+from durus.database_statistics import DatabaseStatistics, StatisticsCollector
+from durus.error import StorageClosedError, StorageError
+from durus.history import ObjectRevision, follow, revisions
+from durus.interfaces import BackupStorage, CommittedTransaction, HistoryStorage, Progress, Tid
+from durus.opening import open_storage
+from durus.packing import pack_storage
+from durus.past import require_history
+from durus.persistent_dict import PersistentDict
+from durus.retrying import Cancellation, run_with_retries
+from durus.session import Session, Snapshot, Transaction
+from durus.times import When, tid_at, time_of
+from durus.undo import undo
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from durus.classic_storage import Storage as ClassicStorage
+    from durus.interfaces import Storage
+
+__all__ = ["Database", "Revision", "Snapshot", "Transaction"]
+
+T = TypeVar("T")
+
+_IDLE_MAX: Final = 16
+"""So many connections wait for the next transactions; more are there only while they are used."""
+
+
+class Database(Generic[R]):
+    """A database, shared by the threads of a process, and by the children that it forks."""
+
+    @overload
+    def __init__(
+        self: "Database[PersistentDict[str, Any]]",
+        storage: "str | PathLike[str] | Storage | ClassicStorage",
+        *,
+        root_class: None = None,
+        create: bool = True,
+        readonly: bool = False,
+        allow: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        cache_size: int = 100_000,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        storage: "str | PathLike[str] | Storage | ClassicStorage",
+        *,
+        root_class: type[R],
+        create: bool = True,
+        readonly: bool = False,
+        allow: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        cache_size: int = 100_000,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        storage: "str | PathLike[str] | Storage | ClassicStorage",
+        *,
+        root_class: type[Any] | None = None,
+        create: bool = True,
+        readonly: bool = False,
+        allow: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        cache_size: int = 100_000,
+    ) -> None:
+        """Open a database: its path, a URI, or a storage, which then stays open in `close()`.
+
+        root_class: the class of the root, or an alias such as BTree[str, Account]; by default
+          PersistentDict.  If there is no root yet, one is made by calling it; WrongClassError if it
+          is of another class.
+        create: whether a database that is not there is made.
+        readonly: nothing is changed, made or locked; ReadOnlyError for who tries.
+        allow: packages, modules or names of which records may make objects; see docs/security.md.
+        aliases: {"old.Old": "new.New"} for classes that were renamed.
+        cache_size: the number of objects that each connection aims at.
+        """
+        self.root_class = root_class
+        self.readonly = readonly
+        self.allow = tuple(allow)
+        self.aliases = aliases
+        self.cache_size = cache_size
+        self._idle: deque[PooledConnection[R]] = deque()
+        self._statistics = StatisticsCollector()
+        self._is_closed = False
+        self._opened = isinstance(storage, str | os.PathLike)
+        self.name = os.fspath(storage) if isinstance(storage, str | os.PathLike) else str(storage)
+        opened = (
+            open_storage(storage, readonly=readonly, create=create)
+            if isinstance(storage, str | os.PathLike)
+            else storage
+        )
+        self.storage: Storage = as_storage(opened)
+        try:
+            self._give_back(PooledConnection(self))  # makes the root, or says why not
+        except BaseException:
+            if self._opened:
+                self.storage.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"Database({self.name!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the storage, if the database was opened by its path or a URI.
+
+        Transactions and snapshots that are open can no longer be used.
+        """
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
+        if self._opened:
+            self.storage.close()
+
+    # Transactions and snapshots
+
+    def transaction(self, *, note: str = "", user: str = "") -> Transaction[R]:
+        """A transaction, which begins when it is first used, or entered by `with`.
+
+        note, user: are stored with it; both can be set later.
+        """
+        return Transaction(self, note=note, user=user)
+
+    def snapshot(self, at: When | None = None) -> Snapshot[R]:
+        """The database as it is when this is first used, or as it was: to read only.
+
+        at: a tid, an aware datetime, or a timedelta that counts back from now.
+            HistoryUnavailableError, at its first use, if the storage does not keep that past.
+        """
+        return Snapshot(self, at)
+
+    def run(
+        self,
+        fn: Callable[[R], T],
+        *,
+        timeout_s: float = 30.0,
+        attempts: int | None = None,
+        note: str = "",
+        user: str = "",
+    ) -> T:
+        """Call fn(root) in a transaction, commit, and return what it returned.
+
+        After a ConflictError it is done again, with pauses that grow and vary, so `fn` must change
+        nothing but objects of the database.
+        timeout_s: after so long, or so many `attempts`, the ConflictError is raised, which then
+            knows the number of attempts.
+        What `fn` returns must be no persistent object: TypeError, and nothing is stored.
+        """
+        return run_with_retries(
+            lambda: self.transaction(note=note, user=user), fn, timeout_s, attempts, Cancellation()
+        )
+
+    async def arun(
+        self,
+        fn: Callable[[R], T],
+        *,
+        timeout_s: float = 30.0,
+        attempts: int | None = None,
+        note: str = "",
+        user: str = "",
+    ) -> T:
+        """As `run`, in a thread, for asyncio: the event loop goes on meanwhile.
+
+        If it is cancelled nothing is committed any more.  A commit that is under way then is waited
+        for: it may have happened.
+        """
+        from durus.asyncio_run import run_in_thread
+
+        cancellation = Cancellation()
+        return await run_in_thread(
+            lambda: run_with_retries(
+                lambda: self.transaction(note=note, user=user),
+                fn,
+                timeout_s,
+                attempts,
+                cancellation,
+            ),
+            cancellation,
+        )
+
+    def _lease(self, session: Session[R], at: When | None = None) -> PooledConnection[R]:
+        """A connection for a session, which has begun with what is newest."""
+        if self._is_closed:
+            raise StorageClosedError(f"{self} is closed")
+        try:
+            if at is not None:
+                raise IndexError
+            connection = self._idle.pop()  # the one used last: most of its objects are up to date
+        except IndexError:
+            connection = PooledConnection(self, at)
+        connection.begin_for(session)
+        return connection
+
+    def _give_back(self, connection: PooledConnection[R]) -> None:
+        if self._is_closed or len(self._idle) >= _IDLE_MAX:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def _owns(self, connection: object) -> bool:
+        return isinstance(connection, PooledConnection) and connection.database is self
+
+    # History
+
+    def transactions(
+        self, start: When | None = None, stop: When | None = None
+    ) -> Iterator[CommittedTransaction]:
+        """The committed transactions with start <= tid < stop, oldest first, as far as kept."""
+        return self._history.transactions(
+            None if start is None else tid_at(start), None if stop is None else tid_at(stop)
+        )
+
+    def history(self, obj: P) -> "Iterator[Revision[P]]":
+        """The states that an object had, newest first, as far back as they are kept.
+
+        obj: an object of a transaction or snapshot of this database.
+        """
+        return map(Revision, revisions(obj))
+
+    def changes(
+        self, since: When, *, timeout_s: float | None = 0.0
+    ) -> Iterator[CommittedTransaction]:
+        """The transactions after `since`, oldest first: for caches and indexes outside.
+
+        timeout_s: so long it waits for another one before it ends; None for ever.
+        HistoryUnavailableError when a pack has dropped some.
+        """
+        return follow(self._history, since, timeout_s=timeout_s)
+
+    def undo(self, tid: Tid, *, note: str | None = None, user: str = "") -> Tid:
+        """Undo a transaction by a new one, whose tid is returned.  UndoError says why not."""
+        return undo(self._history, tid, user=user, note=note)
+
+    @property
+    def _history(self) -> HistoryStorage:
+        return require_history(self.storage)
+
+    # Care
+
+    def pack(
+        self,
+        *,
+        keep: When | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Forget history, and the objects that nothing leads to.  Open transactions go on.
+
+        keep: the history since this tid, aware datetime, or so long ago (a timedelta) stays.
+        progress: is called with what is done and what there is to do (0: not known); there are
+            several stages.
+        """
+        pack_storage(self.storage, keep, _call_progress(progress))
+
+    def backup(
+        self,
+        folder: "str | PathLike[str]",
+        *,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Bring the backups in a folder up to date; it is made if it is not there.
+
+        progress: is called with the bytes that are done, and those to do.
+        StorageError if the storage is no log file.  docs/backup.md says how to restore.
+        """
+        storage = self.storage.classic if isinstance(self.storage, ClassicAdapter) else self.storage
+        if not isinstance(storage, BackupStorage):
+            raise StorageError(
+                f"{self} cannot be backed up so: that is for log files.  'durus convert' copies "
+                "any database into one"
+            )
+        storage.backup(folder, progress=_call_progress(progress))
+
+    def stats(self) -> DatabaseStatistics:
+        """What happened in this process since the database was opened."""
+        idle = list(self._idle)
+        counted = self._statistics
+        return DatabaseStatistics(
+            commits=counted.commits,
+            reads=counted.reads,
+            aborts=counted.aborts,
+            conflicts=counted.conflicts,
+            conflicts_by_class=counted.by_class(),
+            hottest=counted.hottest(),
+            connections=len(idle),
+            cached_objects=sum(connection.get_cache_count() for connection in idle),
+            cached_bytes=0,
+            loads=sum(connection.get_load_count() for connection in idle),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Revision(Generic[P]):
+    """One of the states that an object had."""
+
+    _found: ObjectRevision[P]
+
+    @property
+    def tid(self) -> Tid:
+        """The transaction that wrote it."""
+        return self._found.tid
+
+    @property
+    def time(self) -> datetime:
+        """When that was, in UTC."""
+        by = self._found.transaction
+        return time_of(self.tid if by is None else by.time_ns)
+
+    @property
+    def note(self) -> str:
+        """The note of that transaction; empty if a pack has dropped it."""
+        return "" if self._found.transaction is None else self._found.transaction.note
+
+    @property
+    def user(self) -> str:
+        """The user of that transaction; empty if a pack has dropped it."""
+        return "" if self._found.transaction is None else self._found.transaction.user
+
+    def load(self) -> P:
+        """The object with that state: a copy that belongs to no connection.
+
+        It refers to objects of the session of the object that was asked for.
+        """
+        return self._found.obj
+
+
+def _call_progress(
+    progress: Callable[[int, int], object] | None,
+) -> Callable[[Progress], None] | None:
+    if progress is None:
+        return None
+    call = progress
+    return lambda told: cast(None, call(told.done, told.total))

@@ -1,0 +1,103 @@
+"""Commits of what was changed blindly: merged with what others committed meanwhile.
+
+`durus.mergeable` says what a blind change is.  It counts as accessed for the storage, which so
+refuses the commit when somebody else has changed the object.  Then, outside of any lock, the
+object's `_p_resolve_conflict` makes one state of three: that of the transaction's snapshot, the
+newest one, and that of the transaction; and the commit is tried again.  Invariant: *all that was
+accessed is still as the transaction has seen it at the tid from which it commits*; when it is not,
+the conflict stands.
+"""
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from durus.error import DurusKeyError, WriteConflictError
+from durus.interfaces import (
+    AccessedOids,
+    CommitResult,
+    HistoryStorage,
+    Oid,
+    Record,
+    Transaction,
+)
+from durus.mergeable import Mergeable
+from durus.serialize import ObjectWriter
+
+if TYPE_CHECKING:
+    from durus.connection import Connection
+
+__all__ = ["commit_merging"]
+
+_ATTEMPTS_MAX: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """The oids that were accessed, and those that were changed blindly."""
+
+    accessed: AccessedOids
+    blind: frozenset[Oid]
+
+    def overlap(self, oids: Iterable[Oid]) -> list[Oid]:
+        oids = list(oids)
+        accessed = set(self.accessed.overlap(oids))
+        return [oid for oid in oids if oid in accessed or oid in self.blind]
+
+
+def commit_merging(
+    connection: "Connection[Any]", transaction: Transaction, writer: ObjectWriter
+) -> tuple[CommitResult, frozenset[Oid]]:
+    """Commit a transaction: the answer, and what was stored in another state than it has here.
+
+    Raises what commits raise; WriteConflictError when something cannot be merged.
+    """
+    view = connection._view
+    storage = view.storage
+    blind = frozenset(view.blind.intersection(transaction.writes) - transaction.created)
+    if not blind:
+        return storage.commit(transaction), blind
+    mine = transaction.writes
+    transaction = replace(transaction, accessed=_Either(view.accessed, blind))
+    since = transaction.snapshot_tid
+    for _ in range(_ATTEMPTS_MAX):
+        try:
+            tid, changed = storage.commit(transaction)
+        except WriteConflictError:
+            if not isinstance(storage, HistoryStorage):
+                raise
+            with closing(storage.snapshot()) as newest:
+                changed = storage.changes(since, newest.tid)
+                if changed is None or view.accessed.overlap(changed):
+                    raise
+                try:
+                    merged = {
+                        oid: _merge(connection, writer, oid, newest.load(oid).record, mine[oid])
+                        for oid in blind & changed
+                    }
+                except (DurusKeyError, NotImplementedError):  # it was removed; it cannot merge
+                    merged = {}
+                if not merged:
+                    raise
+            transaction = replace(transaction, snapshot_tid=newest.tid, writes={**mine, **merged})
+        else:
+            if transaction.snapshot_tid == since:
+                return CommitResult(tid, changed), frozenset()
+            before = storage.changes(since, transaction.snapshot_tid)
+            if before is None or changed is None:
+                return CommitResult(tid, None), blind
+            return CommitResult(tid, before | changed), blind
+    raise WriteConflictError(sorted(blind))
+
+
+def _merge(
+    connection: "Connection[Any]", writer: ObjectWriter, oid: Oid, committed: Record, mine: Record
+) -> Record:
+    """The record of what the object makes of three states."""
+    view = connection._view
+    old = view.snapshot.load(oid).record
+    obj = connection.cache.get(oid)
+    assert isinstance(obj, Mergeable)
+    states = (connection.reader.read_state(record, obj) for record in (old, committed, mine))
+    return writer.make_record(obj, obj._p_resolve_conflict(*states))

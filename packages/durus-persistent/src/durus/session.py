@@ -1,0 +1,332 @@
+"""What a program sees of a `Database`: a transaction, or a snapshot, which only reads.
+
+Both are sessions: they take a connection from the pool when they are first used, and give it back
+when they end.  Invariant: *all that is seen in a session is of one moment*, but for what it changes
+itself.  (Over a storage without history it is the classic rule that holds; see `durus.view`.)
+"""
+
+import logging
+import warnings
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, overload
+
+from durus.changes import Savepoint
+from durus.connection import P, R
+from durus.copying import copy_subgraph
+from durus.database_connection import PooledConnection
+from durus.error import (
+    ConflictError,
+    ForeignReferenceError,
+    NestedTransactionError,
+    ReadOnlyError,
+    TransactionEndedError,
+)
+from durus.interfaces import Tid
+from durus.logger import logger
+from durus.persistent import PersistentObject
+from durus.times import When
+
+if TYPE_CHECKING:
+    from durus.database import Database
+
+__all__ = ["Session", "Snapshot", "Transaction"]
+
+
+class Session(Generic[R]):
+    """A transaction or a snapshot.  It may go from thread to thread, but not be in two at once."""
+
+    def __init__(self, database: "Database[R]") -> None:
+        self.database = database
+        self._connection: PooledConnection[R] | None = None
+        self._is_over = False
+
+    def _lease(self) -> PooledConnection[R]:
+        return self.database._lease(self)
+
+    def _use(self) -> PooledConnection[R]:
+        """Its connection.  TransactionEndedError after its end."""
+        if self._is_over:
+            raise TransactionEndedError(f"{self} has ended; begin another one")
+        if self._connection is None:
+            self._connection = self._lease()
+        return self._connection
+
+    @property
+    def root(self) -> R:
+        """The root object, as this session sees it."""
+        return self._use().root
+
+    @overload
+    def get(self, obj: P) -> P: ...
+
+    @overload
+    def get(self, obj: bytes | int, cls: type[P]) -> P: ...
+
+    @overload
+    def get(self, obj: bytes | int) -> PersistentObject | None: ...
+
+    def get(
+        self, obj: PersistentObject | bytes | int, cls: type[Any] | None = None
+    ) -> PersistentObject | None:
+        """This session's own instance of a stored object.
+
+        obj: an object of another session of the same database, or an oid.
+        Raises ForeignReferenceError for an object that is not of this database.  For an oid: as
+        `Connection.get`.
+        """
+        connection = self._use()
+        with connection.used():
+            if not isinstance(obj, PersistentObject):
+                return connection.get(obj) if cls is None else connection.get(obj, cls)
+            owner = obj._p_connection
+            if owner is connection:
+                return obj
+            if obj._p_oid is None or not self.database._owns(owner):
+                raise ForeignReferenceError(
+                    f"<{obj._p_identity()}> is no stored object of {self.database}; the copy() of "
+                    "a transaction takes what is of another database"
+                )
+            return connection.get(obj._p_oid, type(obj))
+
+    def _check_may_change(self, obj: PersistentObject) -> None:
+        raise NotImplementedError
+
+    def _end(self, connection: PooledConnection[R]) -> None:
+        self._is_over = True
+        self._connection = None
+        self.database._give_back(connection)
+
+    def __enter__(self) -> R:
+        return self.root
+
+    def __del__(self) -> None:
+        if self._connection is not None:
+            warnings.warn(
+                f"{self} was neither committed nor aborted nor closed",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+
+class Snapshot(Session[R]):
+    """The database at one moment.  Reading never conflicts, and nothing can be changed.
+
+    As a context manager it gives the root.
+    """
+
+    def __init__(self, database: "Database[R]", at: When | None = None) -> None:
+        super().__init__(database)
+        self._at = at
+
+    def __repr__(self) -> str:
+        when = "" if self._at is None else f" at {self._at}"
+        return f"<snapshot of {self.database}{when}>"
+
+    def _lease(self) -> PooledConnection[R]:
+        return self.database._lease(self, self._at)
+
+    @property
+    def tid(self) -> Tid:
+        """The newest transaction that it sees."""
+        return self._use().tid
+
+    def close(self) -> None:
+        """End it.  Closing twice is no error."""
+        connection = self._connection
+        if connection is not None:
+            connection.abort_and_rest()
+            self._end(connection)
+        self._is_over = True
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _end(self, connection: PooledConnection[R]) -> None:
+        if self._at is None:
+            super()._end(connection)
+        else:
+            self._connection = None
+            connection.close()
+
+    def _check_may_change(self, obj: PersistentObject) -> None:
+        raise ReadOnlyError(
+            f"<{obj._p_identity()}> cannot be changed: {self} is read-only; change the object in a "
+            "transaction"
+        )
+
+
+_open: ContextVar[tuple["weakref.ref[Transaction[Any]]", ...]] = ContextVar("durus_transactions")
+"""The transactions that were begun in this context, oldest first."""
+
+
+class Transaction(Session[R]):
+    """Reads and changes that become visible to others together, or not at all.
+
+    As a context manager it gives the root, commits at the end of the block, and aborts when an
+    exception ends it.  Attributes for applications:
+
+      user, note: stored with the commit
+    """
+
+    def __init__(self, database: "Database[R]", *, note: str = "", user: str = "") -> None:
+        super().__init__(database)
+        self.note = note
+        self.user = user
+        self._tid: Tid | None = None
+        self._calls: list[Callable[[], object]] = []
+        self._outer: weakref.ref[Transaction[Any]] | None = None
+        """The one of the same context and database that was open when this began."""
+
+    def __repr__(self) -> str:
+        note = f" {self.note!r}" if self.note else ""
+        user = f" by {self.user!r}" if self.user else ""
+        return f"<transaction{note}{user} of {self.database}>"
+
+    @property
+    def tid(self) -> Tid | None:
+        """That of the commit; None before it, and if there was nothing to store."""
+        return self._tid
+
+    def _lease(self) -> PooledConnection[R]:
+        connection = super()._lease()
+        still_open = [ref for ref in _open.get(()) if (other := ref()) and other._is_open]
+        for ref in still_open:
+            other = ref()
+            if other is not None and other.database is self.database:
+                self._outer = ref
+        _open.set((*still_open, weakref.ref(self)))
+        return connection
+
+    @property
+    def _is_open(self) -> bool:
+        return self._connection is not None
+
+    def commit(self) -> Tid | None:
+        """Store all changes, as a whole and durably, and end.
+
+        Returns the tid, or None if there was nothing to store: that never fails.  Raises
+        WriteConflictError when something that was accessed was changed by somebody else meanwhile,
+        and what `Connection.commit` raises; then nothing is stored and the transaction goes on:
+        abort() it, or mend the cause.  What was given to `on_commit` is called at the end.
+        """
+        self._commit()
+        self._call_all()
+        return self._tid
+
+    def _commit(self) -> None:
+        connection = self._use()
+        connection.user, connection.note = self.user, self.note
+        try:
+            self._tid = connection.commit_and_rest()
+        except ConflictError as error:
+            self.database._statistics.note_conflict(error)
+            raise
+        self.database._statistics.note_commit(self._tid)
+        self._end(connection)
+
+    def _call_all(self) -> None:
+        """Make the calls that were to follow the commit; all, even if one fails."""
+        failed: BaseException | None = None
+        for call in self._calls:
+            try:
+                call()
+            except Exception as error:
+                error.add_note(f"raised by an on_commit call; transaction {self._tid} is stored")
+                if failed is not None:
+                    logger.log(logging.ERROR, "an on_commit call failed", exc_info=error)
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def abort(self) -> None:
+        """Give up all changes, and end; no error if it has ended already."""
+        connection = self._connection
+        if connection is not None:
+            connection.abort_and_rest()
+            self.database._statistics.note_abort()
+            self._end(connection)
+        self._is_over = True
+
+    def savepoint(self) -> Savepoint:
+        """A state of this transaction that its `rollback()` goes back to; they can be nested.
+
+        A rollback undoes changes, also in containers, forgets what `on_commit` was told since, and
+        leaves objects that were new without oid and connection.  What was read still counts.
+        Raises UnstorableError and ForeignReferenceError, as commit().
+        """
+        connection = self._use()
+        with connection.used():
+            return _TransactionSavepoint(self, connection.savepoint())
+
+    def on_commit(self, call: Callable[[], object]) -> None:
+        """Have something called once, after the commit, when all is stored durably.
+
+        It is not called if the transaction is aborted.  When calls fail all are made even so, and
+        the first error is raised: what is stored stays stored.
+        """
+        self._use()
+        self._calls.append(call)
+
+    def copy(self, obj: P) -> P:
+        """A new object like `obj`, with copies of all that it leads to.
+
+        obj: an object of another database, or of this one.  What it has is loaded.  The copy is
+        stored as soon as something of this transaction refers to it.
+        """
+        connection = self._use()
+        with connection.used():
+            return copy_subgraph(obj)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_over:
+            return
+        if exc_type is not None:
+            self.abort()
+            return
+        try:
+            self._commit()
+        except BaseException:
+            self.abort()
+            raise
+        self._call_all()
+
+    def _check_may_change(self, obj: PersistentObject) -> None:
+        if self.database.readonly:
+            raise ReadOnlyError(
+                f"<{obj._p_identity()}> cannot be changed: {self.database} is open read-only"
+            )
+        outer = None if self._outer is None else self._outer()
+        if outer is not None and outer._is_open:
+            raise NestedTransactionError(
+                f"<{obj._p_identity()}> cannot be changed in {self}: {outer} is open in the same "
+                "context, and would conflict with it.  Change the object there, after a "
+                "savepoint() if that may have to be undone, or when the other one has ended"
+            )
+
+
+class _TransactionSavepoint(Savepoint):
+    """A savepoint that also knows which calls were to follow the commit."""
+
+    def __init__(self, transaction: Transaction[Any], savepoint: Savepoint) -> None:
+        super().__init__(savepoint._changes, savepoint._step)
+        self._transaction = transaction
+        self._count = len(transaction._calls)
+
+    def rollback(self) -> None:
+        with self._transaction._use().used():
+            super().rollback()
+            del self._transaction._calls[self._count :]
