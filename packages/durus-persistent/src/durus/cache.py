@@ -3,15 +3,20 @@
 The cache knows every object that is alive, weakly, so that one oid is never two objects; and it
 holds those accessed recently strongly, up to a target size, so that they stay alive.  It shrinks
 at transaction boundaries, by making the objects that were not accessed for longest into ghosts.
+
+That of a `Database` also has a target in bytes, and evicts in the middle of a transaction what was
+not accessed for longest.  Invariant: the last `_IN_USE` objects that were accessed are not evicted,
+for some code is working on them.
 """
 
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import KeyedRef, ref
 
-from durus.interfaces import Oid
+from durus.interfaces import Oid, Record
 from durus.logger import log
 from durus.persistent import (
     GHOST,
@@ -78,23 +83,45 @@ class ObjectDictionary:
 
 
 class ReferenceContainer:
-    """Strong references to objects, by identity (objects may define `==` and no hash)."""
+    """Strong references to objects, by identity (objects may define `==` and no hash).
+
+    They are in the order in which they were last added.
+    """
 
     def __init__(self) -> None:
         self.map: dict[int, PersistentObject] = {}
+        self.size_bytes = 0
+        """What the records of the objects took that were loaded, about."""
+        self._sizes: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.map)
 
     def add(self, obj: PersistentObject) -> None:
-        self.map[id(obj)] = obj
+        key = id(obj)
+        self.map.pop(key, None)
+        self.map[key] = obj
+
+    def add_loaded(self, obj: PersistentObject, size_bytes: int) -> None:
+        """Add an object whose state has just been loaded from so many bytes."""
+        self.add(obj)
+        self.size_bytes += size_bytes - self._sizes.get(id(obj), 0)
+        self._sizes[id(obj)] = size_bytes
 
     def discard(self, obj: PersistentObject) -> None:
         self.map.pop(id(obj), None)
+        self.size_bytes -= self._sizes.pop(id(obj), 0)
+
+
+_IN_USE: Final = 256
+"""So many of the objects accessed last are never evicted."""
 
 
 class Cache:
     """The objects of a connection; `size` is the number that shrinking aims at."""
+
+    size_bytes_max: int | None = None
+    """What it aims at in bytes of records; None for any number."""
 
     def __init__(self, size: int) -> None:
         self.objects = ObjectDictionary()
@@ -156,6 +183,37 @@ class Cache:
             obj = self.objects.get(oid)
             if obj is not None:
                 yield obj
+
+    def note_written(self, written: Iterable[tuple[PersistentObject, Record]]) -> None:
+        """Objects were stored: what they take counts, if there is a target in bytes."""
+        if self.size_bytes_max is not None:
+            for obj, record in written:
+                self.recent_objects.add_loaded(obj, len(record.state_pickle))
+
+    def is_too_large(self) -> bool:
+        """Whether objects should be evicted, though a transaction is under way."""
+        recent, limit = self.recent_objects, self.size_bytes_max
+        is_over = limit is not None and recent.size_bytes > limit
+        return (is_over or len(self.objects) > self.size) and len(recent) > 2 * _IN_USE
+
+    def evict(self) -> None:
+        """Make ghosts of saved objects, those first that were not accessed for longest.
+
+        Until a quarter of the room is free, so that this is rare; or all but the last are gone.
+        """
+        recent = self.recent_objects
+        limit = self.size_bytes_max
+        count_max = self.size * 3 // 4
+        bytes_max = recent.size_bytes if limit is None else limit * 3 // 4
+        oldest = deque(islice(recent.map.values(), max(0, len(recent) - _IN_USE)))
+        while oldest:
+            obj = oldest.popleft()  # held by nothing here any more, so that it may go
+            if len(self.objects) <= count_max and recent.size_bytes <= bytes_max:
+                break
+            if obj._p_is_saved():
+                obj._p_set_status_ghost()
+                recent.discard(obj)
+        self.objects.clear_dead()
 
     def shrink(self, connection: ConnectionBase) -> None:
         """Make ghosts of saved objects, longest unused first, until the target size is met.

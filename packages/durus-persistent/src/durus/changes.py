@@ -130,6 +130,7 @@ class Changes:
             cache[oid] = obj
             _setattribute(obj, "_p_tid", result.tid)
             obj._p_set_status_saved()
+        cache.note_written(written.objects.values())
         for oid in view.saved:
             saved = cache.get(oid)
             if saved is not None:
@@ -243,6 +244,7 @@ class Changes:
         saved.update(revisions)
         for obj, _ in written.objects.values():
             obj._p_set_status_saved()
+        connection.cache.note_written(written.objects.values())
         self.changed.clear()
         return Savepoint(self, step)
 

@@ -38,6 +38,7 @@ from durus.interfaces import (
     CommittedTransaction,
     HistoryStorage,
     Oid,
+    Record,
     Revision,
     Tid,
 )
@@ -328,11 +329,13 @@ class Connection(ConnectionBase, Generic[R]):
             )
         self._loading.add(oid)
         try:
-            self._fill(obj, self._view.load_referenced(oid))
+            record = self._fill(obj, self._view.load_referenced(oid))
         finally:
             self._loading.discard(oid)
+        self.cache.recent_objects.add_loaded(obj, len(record.state_pickle))
 
-    def _fill(self, obj: PersistentObject, revision: Revision) -> None:
+    def _fill(self, obj: PersistentObject, revision: Revision) -> Record:
+        """Load the state of a ghost: from which record."""
         assert obj._p_oid is not None
         snapshot = self._view.snapshot
         self.reader.load_state(obj, revision.record)
@@ -343,6 +346,7 @@ class Connection(ConnectionBase, Generic[R]):
             self.reader.load_state(obj, revision.record)
         _setattribute(obj, "_p_tid", revision.tid)
         obj._p_set_status_saved()
+        return revision.record
 
     # Transactions.
 

@@ -61,6 +61,7 @@ class Database(Generic[R]):
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         cache_size: int = 100_000,
+        cache_bytes: int = 64 << 20,
     ) -> None: ...
 
     @overload
@@ -74,6 +75,7 @@ class Database(Generic[R]):
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         cache_size: int = 100_000,
+        cache_bytes: int = 64 << 20,
     ) -> None: ...
 
     def __init__(
@@ -86,6 +88,7 @@ class Database(Generic[R]):
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         cache_size: int = 100_000,
+        cache_bytes: int = 64 << 20,
     ) -> None:
         """Open a database: its path, a URI, or a storage, which then stays open in `close()`.
 
@@ -96,13 +99,16 @@ class Database(Generic[R]):
         readonly: nothing is changed, made or locked; ReadOnlyError for who tries.
         allow: packages, modules or names of which records may make objects; see docs/security.md.
         aliases: {"old.Old": "new.New"} for classes that were renamed.
-        cache_size: the number of objects that each connection aims at.
+        cache_size, cache_bytes: how many objects each connection aims at, and how many bytes of
+          records, also in the middle of a long transaction.  There are as many connections as
+          transactions and snapshots are open at the same time.
         """
         self.root_class = root_class
         self.readonly = readonly
         self.allow = tuple(allow)
         self.aliases = aliases
         self.cache_size = cache_size
+        self.cache_bytes = cache_bytes
         self._idle: deque[PooledConnection[R]] = deque()
         self._statistics = StatisticsCollector()
         self._is_closed = False
@@ -317,7 +323,7 @@ class Database(Generic[R]):
             hottest=counted.hottest(),
             connections=len(idle),
             cached_objects=sum(connection.get_cache_count() for connection in idle),
-            cached_bytes=0,
+            cached_bytes=sum(connection.cache.recent_objects.size_bytes for connection in idle),
             loads=sum(connection.get_load_count() for connection in idle),
         )
 

@@ -48,6 +48,7 @@ class PooledConnection(Connection[R]):
             allow=database.allow,
             aliases=database.aliases,
         )
+        self.cache.size_bytes_max = database.cache_bytes
         self._view.rest()
         self._is_idle = True
 
@@ -94,6 +95,8 @@ class PooledConnection(Connection[R]):
         self._is_idle = True
         self.transaction_serial += 1
         self.shrink_cache()
+        if self.cache.is_too_large():
+            self.cache.evict()
 
     # Who may use it.
 
@@ -139,6 +142,8 @@ class PooledConnection(Connection[R]):
         self._enter(obj)
         try:
             super().load_state(obj)
+            if self.cache.is_too_large():
+                self.cache.evict()
         finally:
             self._in_use.release()
 
