@@ -9,10 +9,10 @@ from durus.client_storage import ClientStorage
 from durus.file_storage import FileStorage
 from durus.file_storage2 import FileStorage2
 from durus.formats import find_format
-from durus.interfaces import Storage
+from durus.interfaces import NO_TID, Storage
 from durus.shelf_storage import ShelfStorage
 from durus.sqlite_storage import SqliteStorage
-from durus.storage import MemoryStorage
+from durus.storage import MemoryStorage, OverlayStorage
 from durus.storage import Storage as ClassicStorage
 from durus.storage_server import StorageServer
 
@@ -117,4 +117,33 @@ class Classic(Memory):
         return as_storage(DictStorage())
 
 
-KINDS: list[Kind] = [Memory(), File(), Shelf(), Dfs20(), Sqlite(), Served(), Classic()]
+class Overlay(Memory):
+    """Over a file, to which nothing is ever written."""
+
+    def open(self, path: Path) -> Storage:
+        FileStorage(path).close()
+        return OverlayStorage(path)
+
+    def check(self, path: Path) -> None:
+        File().check(path)
+        with FileStorage(path, readonly=True) as base:
+            assert base.tid == NO_TID
+
+
+class OverlayOfOverlay(Overlay):
+    """What was closed goes on below another one."""
+
+    def reopen(self, storage: Storage, path: Path) -> Storage:
+        return OverlayStorage(storage)
+
+
+KINDS: list[Kind] = [
+    Memory(),
+    File(),
+    Shelf(),
+    Dfs20(),
+    Sqlite(),
+    Served(),
+    Classic(),
+    OverlayOfOverlay(),
+]

@@ -28,7 +28,7 @@ from durus.interfaces import NO_TID, ROOT_OID, HistoryStorage, Oid, Tid
 from durus.persistent import Persistent, PersistentObject
 from durus.storage import MemoryStorage
 from tests.seeds import Seeds
-from tests.storages import File, Kind, Memory, Sqlite
+from tests.storages import File, Kind, Memory, Overlay, Sqlite
 
 NAMES = "abc"
 a_name = st.sampled_from(NAMES)
@@ -337,8 +337,8 @@ class HistoryMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize(
     ("kind", "examples"),
-    [(Memory(), 50), (QuickFile(), 25), (Sqlite(), 8)],
-    ids=["memory", "file", "sqlite"],
+    [(Memory(), 50), (QuickFile(), 25), (Sqlite(), 8), (Overlay(), 25)],
+    ids=["memory", "file", "sqlite", "overlay"],
 )
 def test_history_agrees_with_the_model(kind: Kind, examples: int, seeds: Seeds) -> None:
     machine = type("Machine", (HistoryMachine,), {"kind": kind})

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
 from typing import TypeVar
 
 from durus.retrying import Cancellation
@@ -12,22 +14,25 @@ T = TypeVar("T")
 
 
 async def run_in_thread(run: Callable[[], T], cancellation: Cancellation) -> T:
-    """Call `run` in a thread of the event loop's pool.
+    """Call `run` in a thread of the event loop's pool, with a copy of the context.
 
     If this is cancelled, nothing that `run` does is committed any more; a commit that is under way
-    is waited for.
+    is waited for, however often this is cancelled.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(run))
-    task.add_done_callback(_fetch_error)
+    # No task: asyncio.run() cancels all of them at its end, and this one could not be waited for.
+    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, run)
+    future.add_done_callback(_fetch_error)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(future)
     except asyncio.CancelledError:
         if cancellation.cancel():
-            await asyncio.wait([task])
+            while not future.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
         raise
 
 
-def _fetch_error(task: "asyncio.Task[T]") -> None:
+def _fetch_error(future: "asyncio.Future[T]") -> None:
     """If nobody waits any more nobody is to be told of an error, either."""
-    if not task.cancelled():
-        task.exception()
+    if not future.cancelled():
+        future.exception()

@@ -22,6 +22,7 @@ from durus.cache import Cache, ObjectDictionary, ReferenceContainer
 from durus.changes import Changes, Savepoint
 from durus.classic import ClassicAdapter, as_storage
 from durus.conflicts import find_conflicts
+from durus.error import ConflictError as ConflictError  # as in 4.3
 from durus.error import (
     DurusKeyError,
     ObjectError,
@@ -55,7 +56,9 @@ from durus.persistent import (
 from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
 from durus.record import join_record
+from durus.schema_versions import has_upgrades, upgrades_since
 from durus.serialize import ObjectReader
+from durus.serialize import ObjectWriter as ObjectWriter  # as in 4.3
 from durus.times import When
 from durus.undo import undo
 from durus.view import View
@@ -153,6 +156,7 @@ class Connection(ConnectionBase, Generic[R]):
         self._changes = Changes(self)
         self.changed = self._changes.changed
         self._changed_blindly: PersistentObject | None = None
+        self._is_upgrading = False
         self.cache = Cache(cache_size)
         self.user = ""
         self.note = ""
@@ -338,15 +342,41 @@ class Connection(ConnectionBase, Generic[R]):
         """Load the state of a ghost: from which record."""
         assert obj._p_oid is not None
         snapshot = self._view.snapshot
-        self.reader.load_state(obj, revision.record)
+        version = self.reader.load_state(obj, revision.record)
         while self._view.snapshot is not snapshot:
             # A __setstate__ has loaded other objects, and the view moved on to newer ones.
             snapshot = self._view.snapshot
             revision = self._view.load(obj._p_oid)
-            self.reader.load_state(obj, revision.record)
+            version = self.reader.load_state(obj, revision.record)
         _setattribute(obj, "_p_tid", revision.tid)
         obj._p_set_status_saved()
+        if version != 1 or has_upgrades():
+            self._upgrade(obj, version)
         return revision.record
+
+    def _upgrade(self, obj: PersistentObject, version: int) -> None:
+        """Make the newest version of a state that was loaded."""
+        changed = len(self.changed)
+        try:
+            steps = upgrades_since(type(obj), version)
+            outer, self._is_upgrading = self._is_upgrading, True
+            try:
+                for step in steps:
+                    obj._p_set_status_unsaved()  # for this object, the change is not noted
+                    step(obj)
+                    obj._p_set_status_saved()
+                if len(self.changed) > changed:  # others are changed: so both are stored, or none
+                    obj._p_note_change()
+            finally:
+                self._is_upgrading = outer
+        except BaseException as error:
+            for oid, other in list(self.changed.items())[changed:]:
+                other._p_set_status_ghost()
+                del self.changed[oid]
+            obj._p_set_status_ghost()
+            if isinstance(error, ObjectError):
+                raise type(error)(f"<{obj._p_identity()}>: {error}") from error
+            raise
 
     # Transactions.
 
@@ -365,7 +395,10 @@ class Connection(ConnectionBase, Generic[R]):
         """An object is about to be changed for the first time in this transaction."""
         oid = obj._p_oid
         assert oid is not None
-        self._view.note_change(obj, is_blind=obj is self._changed_blindly)
+        if self._is_upgrading:  # in the past, too: it is undone at the end of the transaction
+            self._view.accessed.add(oid)
+        else:
+            self._view.note_change(obj, is_blind=obj is self._changed_blindly)
         self.changed[oid] = obj
 
     @contextmanager

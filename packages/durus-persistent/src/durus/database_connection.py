@@ -75,6 +75,8 @@ class PooledConnection(Connection[R]):
     def commit_and_rest(self) -> Tid | None:
         """Commit, and be idle; after an error nothing has changed."""
         with self.used():
+            if self.database.readonly:
+                self._changes.roll_back()  # what upgrades have changed
             result = self._store() if self._changes else None
             if result is None:
                 self._view.rest()
@@ -132,7 +134,7 @@ class PooledConnection(Connection[R]):
     def note_change(self, obj: PersistentObject) -> None:
         self._enter(obj)
         try:
-            if self._session is not None:  # else the root is being made
+            if self._session is not None and not self._is_upgrading:
                 self._session._check_may_change(obj)
             super().note_change(obj)
         finally:

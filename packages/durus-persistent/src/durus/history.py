@@ -80,6 +80,7 @@ class HistoryConnection(Connection[R]):
         return any(self._move(transaction.tid) for transaction in transactions)
 
     def _move(self, at: Tid) -> bool:
+        self._changes.roll_back()  # what upgrades have changed
         try:
             self._view.move(at)
         except HistoryUnavailableError:

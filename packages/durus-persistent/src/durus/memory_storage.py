@@ -3,11 +3,10 @@
 Programs import it from `durus.storage`.
 """
 
-import contextlib
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
 
 from durus import interfaces
@@ -36,12 +35,12 @@ from durus.interfaces import (
 from durus.record import split_oids
 from durus.times import When, tid_at
 
-__all__ = ["MemoryStorage", "open_memory"]
+__all__ = ["MemorySnapshot", "MemoryStorage", "open_memory"]
 
 _tid_of = attrgetter("tid")
 
 
-class _MemorySnapshot:
+class MemorySnapshot:
     """Reads lists of revisions, oldest first, that are only ever appended to: it needs no lock."""
 
     def __init__(self, storage: "MemoryStorage", tid: Tid) -> None:
@@ -50,20 +49,26 @@ class _MemorySnapshot:
         # A pack puts a new dictionary into the storage's place, and leaves this one alone.
         self._revisions: dict[Oid, list[Revision]] | None = storage._revisions
 
-    def load(self, oid: Oid) -> Revision:
+    def find(self, oid: Oid) -> Revision | None:
+        """As `load`, but None when there is no such object."""
         self._storage._check_open()
         if self._revisions is None:
             raise StorageClosedError("the snapshot is closed")
         revisions = self._revisions.get(oid, ())
         count = bisect_right(revisions, self.tid, key=_tid_of)
-        if not count:
+        return revisions[count - 1] if count else None
+
+    def load(self, oid: Oid) -> Revision:
+        revision = self.find(oid)
+        if revision is None:
             raise DurusKeyError(oid)
-        return revisions[count - 1]
+        return revision
 
     def load_many(self, oids: Iterable[Oid]) -> Iterator[tuple[Oid, Revision]]:
         for oid in oids:
-            with contextlib.suppress(DurusKeyError):
-                yield oid, self.load(oid)
+            revision = self.find(oid)
+            if revision is not None:
+                yield oid, revision
 
     def close(self) -> None:
         self._revisions = None
@@ -102,34 +107,37 @@ class MemoryStorage(ClassicCalls):
         with self._lock:
             self._check_open()
             if at is None or at >= self._tid:
-                return _MemorySnapshot(self, self._tid)
+                return self._snapshot_of(self._tid)
             if at < self._horizon:
                 raise HistoryUnavailableError(
                     f"there is no snapshot at tid {at}: what was before tid {self._horizon} has "
-                    "been packed away"
+                    "been packed away, or was never kept"
                 )
             count = bisect_right(self._transactions, at, key=_tid_of)
             tid = self._transactions[count - 1].tid if count else self._horizon
-            return _MemorySnapshot(self, tid)
+            return self._snapshot_of(tid)
+
+    def _snapshot_of(self, tid: Tid) -> interfaces.Snapshot:
+        return MemorySnapshot(self, tid)
 
     def commit(self, transaction: Transaction) -> CommitResult:
         writes, created = transaction.writes, transaction.created
         with self._lock:
             self._check_open()
             since = transaction.snapshot_tid
-            if since < self._forgotten_tid:  # a pack and very many changes came in between
+            written = self._written(since, self._tid)
+            if written is None:  # a pack and very many changes came in between
                 raise WriteConflictError()
             check_created(created)
-            # Set operators with a dictionary's keys would visit every object there is.
-            conflicts = {oid for oid in writes if (oid in self._revisions) == (oid in created)}
-            conflicts.update(transaction.accessed.overlap(self._written(since, self._tid)))
+            refs = {ref for record in writes.values() for ref in split_oids(record.refs)}
+            existing = self._find_existing({*writes, *refs})
+            conflicts = {oid for oid in writes if (oid in existing) == (oid in created)}
+            conflicts.update(transaction.accessed.overlap(written))
             if conflicts:
                 raise WriteConflictError(sorted(conflicts))
-            refs = {ref for record in writes.values() for ref in split_oids(record.refs)}
-            dangling = [r for r in refs if r not in writes and r not in self._revisions]
+            dangling = [r for r in refs if r not in writes and r not in existing]
             if dangling:
                 raise DanglingReferenceError(sorted(dangling))
-            changed = self._changes(since, self._tid)
             # Oids need not come from reserve_oids(): a connection just takes that of the root.
             self._next_oid = max(self._next_oid, int.from_bytes(max(writes)) + 1)
             tid = Tid(max(time.time_ns(), self._tid + 1))
@@ -146,20 +154,21 @@ class MemoryStorage(ClassicCalls):
                 )
             )
             self._tid = tid  # last: this is what makes the transaction visible
-            return CommitResult(tid, changed)
+            return CommitResult(tid, _limit(written))
 
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
         with self._lock:
             self._check_open()
-            return self._changes(since, until)
+            return _limit(self._written(since, until))
 
-    def _changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
+    def _find_existing(self, oids: Collection[Oid]) -> set[Oid]:
+        # Set operators with a dictionary's keys would visit every object there is.
+        return {oid for oid in oids if oid in self._revisions}
+
+    def _written(self, since: Tid, until: Tid) -> set[Oid] | None:
+        """What the transactions with since < tid <= until wrote; None if it is not known."""
         if since < self._forgotten_tid:
             return None
-        changed = self._written(since, until)
-        return None if len(changed) > CHANGES_MAX else frozenset(changed)
-
-    def _written(self, since: Tid, until: Tid) -> set[Oid]:
         start = bisect_right(self._transactions, since, key=_tid_of)
         stop = bisect_right(self._transactions, until, key=_tid_of)
         return {oid for transaction in self._transactions[start:stop] for oid in transaction.oids}
@@ -211,7 +220,7 @@ class MemoryStorage(ClassicCalls):
         keep = None if keep is None else tid_at(keep)
         with self._lock:
             self._check_open()
-            if ROOT_OID not in self._revisions:
+            if not self._find_existing([ROOT_OID]):
                 return
             count = len(self._transactions)
             if keep is not None:
@@ -221,11 +230,11 @@ class MemoryStorage(ClassicCalls):
                 return
             later = self._transactions[count:]
             kept: dict[Oid, list[Revision]] = {}
-            todo = [ROOT_OID, *(oid for transaction in later for oid in transaction.oids)]
+            todo = [*self._find_roots(), *(oid for t in later for oid in t.oids)]
             while todo:
                 oid = todo.pop()
-                if oid not in kept:
-                    revisions = self._revisions[oid]
+                revisions = self._revisions.get(oid)
+                if revisions and oid not in kept:
                     older = bisect_right(revisions, horizon, key=_tid_of)
                     kept[oid] = revisions[max(0, older - 1) :]
                     todo.extend(ref for _, record in kept[oid] for ref in split_oids(record.refs))
@@ -242,12 +251,20 @@ class MemoryStorage(ClassicCalls):
         if progress:
             progress(Progress("packing", len(kept), len(kept)))
 
+    def _find_roots(self) -> set[Oid]:
+        """The objects that a pack keeps whether anything leads to them or not."""
+        return {ROOT_OID}
+
     def close(self) -> None:
         self._closed = True
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StorageClosedError("the memory storage is closed; what it held is gone")
+            raise StorageClosedError(f"{self} is closed; what it held is gone")
+
+
+def _limit(oids: set[Oid] | None) -> frozenset[Oid] | None:
+    return None if oids is None or len(oids) > CHANGES_MAX else frozenset(oids)
 
 
 def open_memory(uri: str, *, readonly: bool, create: bool) -> MemoryStorage:

@@ -7,15 +7,22 @@ in any other way, is never merged*; it conflicts as all others do.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
-from durus.persistent import PersistentObject
+from durus.persistent import ObjectConnection, PersistentObject
 
 __all__ = ["Mergeable", "blind"]
 
 M = TypeVar("M", bound="Mergeable")
 P = ParamSpec("P")
+
+
+class _MergingConnection(ObjectConnection, Protocol):
+    """What a connection of mergeable objects can do besides."""
+
+    def changing_blindly(self, obj: PersistentObject) -> AbstractContextManager[None]: ...
 
 
 class Mergeable(PersistentObject):
@@ -74,7 +81,7 @@ def blind(
         if connection is None or self._p_serial == connection.transaction_serial:
             method(self, *args, **kwargs)  # it is new, or was read: a change like any other
             return
-        with connection.changing_blindly(self):
+        with cast(_MergingConnection, connection).changing_blindly(self):
             method(self, *args, **kwargs)
 
     call._durus_is_blind = True  # type: ignore[attr-defined]  # functions may have attributes

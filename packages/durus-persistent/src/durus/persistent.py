@@ -28,7 +28,6 @@ The state layouts are those of Durus 4.3, so either can load what the other stor
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
@@ -98,8 +97,6 @@ class ObjectConnection(Protocol):
     def note_change(self, obj: "PersistentObject") -> None: ...
 
     def load_state(self, obj: "PersistentObject") -> None: ...
-
-    def changing_blindly(self, obj: "PersistentObject") -> AbstractContextManager[None]: ...
 
 
 _GHOST_SAFE_NAMES = frozenset({"__repr__", "__class__", "__setstate__"})
@@ -237,7 +234,8 @@ class PersistentObject(PersistentBase):
         assert self._p_status == GHOST
         assert self._p_connection is not None
         self._p_connection.load_state(self)
-        self._p_set_status_saved()
+        if self._p_status == GHOST:
+            self._p_set_status_saved()
 
     def _p_note_change(self) -> None:
         """Say that the state is about to change, so that commit() stores it and abort() undoes it.

@@ -35,7 +35,7 @@ from durus.missing import MissingObject, make_placeholder
 from durus.persistent import PersistentObject
 from durus.unpickling import CONSTRUCTORS, load_pickle
 
-__all__ = ["LoadingPolicy"]
+__all__ = ["LoadingPolicy", "name_and_packages"]
 
 CACHED_NAMES_MAX: Final = 10_000
 """A policy remembers at most this many names; more of them than any application has."""
@@ -168,7 +168,7 @@ class LoadingPolicy:
     def _rename(self, module: str, name: str, old_names: bool) -> tuple[str, str]:
         """The name as it is today, by the aliases or else by what Python 3 renamed."""
         full_name = f"{module}.{name}"
-        for prefix in _prefixes(full_name) if self._aliases else ():
+        for prefix in name_and_packages(full_name) if self._aliases else ():
             alias = self._aliases.get(prefix)
             if alias is not None:
                 if len(prefix) <= len(module):
@@ -210,7 +210,7 @@ class LoadingPolicy:
         top = module.partition(".")[0]
         if top in _UNTRUSTED:
             return False
-        if any(prefix in self._allowed for prefix in _prefixes(module)):
+        if any(prefix in self._allowed for prefix in name_and_packages(module)):
             return True
         if top not in self._packages:
             self._packages.update(_packages_of_subclasses(PersistentObject))
@@ -256,7 +256,7 @@ def _is_standard(top: str) -> bool:
     return top in sys.stdlib_module_names
 
 
-def _prefixes(name: str) -> Iterator[str]:
+def name_and_packages(name: str) -> Iterator[str]:
     """A dotted name, and what it is in: "a.b.c", "a.b", "a"."""
     while name:
         yield name

@@ -43,6 +43,7 @@ from durus.record import (
     split_record,
     unpack_record,
 )
+from durus.schema_versions import VERSION_KEY, has_upgrades, take_version, version_of
 
 __all__ = [
     "PICKLE_PROTOCOL",
@@ -230,7 +231,10 @@ class ObjectWriter:
         self._owner = obj
         self._refs.clear()
         try:
-            state_pickle = self._pickle(obj.__getstate__() if state is _OWN else state)
+            state = obj.__getstate__() if state is _OWN else state
+            state_pickle = self._pickle(
+                _with_version(type(obj), state) if has_upgrades() else state
+            )
         except DurusError:
             raise
         except Exception as error:
@@ -278,6 +282,19 @@ class ObjectWriter:
         """The two parts of a classic record: (class and state pickles, references)."""
         record = self.make_record(obj)
         return join_record(record), record.refs
+
+
+def _with_version(cls: type, state: Any) -> Any:
+    """A state with the version of its schema, unless that is 1."""
+    version = version_of(cls)
+    if version == 1:
+        return state
+    if not isinstance(state, dict):
+        raise UnstorableError(
+            f"upgrades are declared for {cls.__module__}.{cls.__qualname__}, so its state must be "
+            f"a dict, which has room for the version: __getstate__ returned a {type(state)}"
+        )
+    return {**state, VERSION_KEY: version}
 
 
 def _find_unstorable(value: object, name: str = "attribute", depth: int = 10) -> Iterator[str]:
@@ -369,8 +386,11 @@ class ObjectReader:
         obj = self.connection.get_cache().get_instance(oid, cls, self.connection)
         return obj
 
-    def load_state(self, obj: PersistentObject, record: Record) -> None:
-        """Give `obj` the state in its record; a wrong class is put right first."""
+    def load_state(self, obj: PersistentObject, record: Record) -> int:
+        """Give `obj` the state in its record; a wrong class is put right first.
+
+        Returns the schema version of that state (see `durus.schema`).
+        """
         assert obj._p_oid is not None
         cls = self.policy.load_class(record.class_pickle, obj._p_oid)
         if obj.__class__ is not cls:
@@ -386,6 +406,7 @@ class ObjectReader:
                 ) from error
         self.load_count += 1
         state = self.read_state(record, obj)
+        version = take_version(state)
         # Not a ghost meanwhile, so that a __setstate__ of the application may use the object.
         _setattribute(obj, "_p_status", UNSAVED)
         try:
@@ -394,6 +415,7 @@ class ObjectReader:
             raise ObjectError(f"<{obj._p_identity()}> cannot take its state: {error}") from error
         finally:
             _setattribute(obj, "_p_status", GHOST)
+        return version
 
     def read_state(self, record: Record, obj: PersistentObject) -> Any:
         """The state in a record of `obj`, which stays as it is."""

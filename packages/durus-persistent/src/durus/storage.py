@@ -1,7 +1,7 @@
 """Storages as programs name them, and what is in a storage: who refers to what, how many of each.
 
 The names of Durus 4.x's module of this name are here: the classic base class, `MemoryStorage`, and
-the functions that count objects, which take storages of either kind.
+the functions that count objects, which take storages of either kind; `OverlayStorage` is new.
 """
 
 import contextlib
@@ -12,11 +12,13 @@ from durus.classic_storage import ClassicCalls, Storage
 from durus.crawl import crawl_snapshot
 from durus.memory_storage import MemoryStorage
 from durus.opening import open_storage
+from durus.overlay_storage import OverlayStorage
 from durus.record import extract_class_name, record_to_classic, split_oids, unpack_record
 
 __all__ = [
     "ClassicCalls",
     "MemoryStorage",
+    "OverlayStorage",
     "Storage",
     "gen_oid_class",
     "gen_referring_oid_record",

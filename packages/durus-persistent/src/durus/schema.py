@@ -1,0 +1,123 @@
+"""Classes whose states change their form: upgrades, and classes that get another name.
+
+A class has the version 1 until upgrades are declared for it; the version stands in each state, as
+one more key (`VERSION_KEY`), which Durus 4.3 reads and keeps.  A state of an older version is
+upgraded whenever it is loaded, and stored in the new form when the object is next stored.
+Invariant: *what an upgrade changes in other objects is stored together with the object that was
+upgraded, or not at all*, so that no upgrade happens twice.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from durus.class_pickle import parse_class_pickle
+from durus.connection import Connection
+from durus.crawl import crawl_snapshot
+from durus.database import Database
+from durus.error import DurusError, MissingClassError
+from durus.interfaces import Oid, Record
+from durus.missing import MissingObject
+from durus.persistent import PersistentObject
+from durus.policy import LoadingPolicy, name_and_packages
+from durus.schema_versions import VERSION_KEY, declare
+
+__all__ = ["VERSION_KEY", "rename", "upgrade"]
+
+P = TypeVar("P", bound=PersistentObject)
+
+_BATCH_SIZE: Final = 1000
+
+
+def upgrade(cls: type[P], to: int) -> Callable[[Callable[[P], None]], Callable[[P], None]]:
+    """Declare how an object of the version before becomes one of version `to` (2 or more).
+
+        @upgrade(Account, to=2)
+        def add_currency(account: Account) -> None:
+            account.currency = "EUR"
+
+    The function is called with the object when its state is loaded.  It may change the object
+    freely, and other objects too; then all of them are stored with the next commit.  A subclass
+    has the upgrades of its base until it declares some of its own, which are then all it has.
+    The module that declares upgrades must be imported before objects are loaded: a state of a
+    version that is not known raises ObjectError.
+
+    Raises ValueError when `to` was declared already or is less than 2; when an object is loaded,
+    ObjectError if a version in between was not declared.
+    """
+
+    def register(function: Callable[[P], None]) -> Callable[[P], None]:
+        declare(cls, to, function)
+        return function
+
+    return register
+
+
+def rename(
+    db: Database[Any], names: Mapping[str, str], *, dry_run: bool = False
+) -> Mapping[str, int]:
+    """Store all that names a class by an old name again, with the new one.
+
+    names: {"old.module.Old": "new.module.New"}, or modules and packages, as `aliases=`.
+    dry_run: only count.
+
+    Returns how many objects name each old name: those of the class, and those that refer to one.
+    They are stored a thousand at a time, so others can work meanwhile, if they know both names
+    (`aliases=`); what is interrupted can be called again.  States of the past stay as they are.
+    Raises MissingClassError, and nothing has happened, when a new class cannot be found.
+    """
+    aliases = {**(db.aliases or {}), **names}
+    searcher = _NameSearcher(names, allow=db.allow, aliases=aliases)
+    counts = dict.fromkeys(names, 0)
+    found: list[Oid] = []
+    with closing(db.storage.snapshot()) as snapshot:
+        for oid, (_, record) in crawl_snapshot(snapshot):
+            named = searcher.search(record, oid)
+            for name in named:
+                counts[name] += 1
+            if named:
+                found.append(oid)
+    if found and not dry_run:
+        note = "rename " + ", ".join(f"{old} to {new}" for old, new in names.items())
+        with Database(db.storage, allow=db.allow, aliases=aliases) as renaming:
+            for start in range(0, len(found), _BATCH_SIZE):
+                renaming.run(partial(_touch, found[start : start + _BATCH_SIZE]), note=note)
+    return counts
+
+
+def _touch(oids: Sequence[Oid], root: PersistentObject) -> None:
+    connection = root._p_connection
+    assert isinstance(connection, Connection)
+    for oid in oids:
+        obj = connection.get(oid)
+        if obj is not None:  # else it was removed meanwhile
+            obj._p_note_change()
+
+
+class _NameSearcher(LoadingPolicy):
+    """Notes which of the old names are met when something is loaded."""
+
+    def __init__(self, names: Mapping[str, str], **options: Any) -> None:
+        super().__init__(**options)
+        self._names = names
+        self._met: set[str] = set()
+
+    def search(self, record: Record, oid: Oid) -> frozenset[str]:
+        """The old names that a record has in it."""
+        self._met.clear()
+        try:
+            self._find(*parse_class_pickle(record.class_pickle))
+            self.load_state(record.state_pickle, lambda pid: None, oid, PersistentObject)
+        except DurusError:
+            if self._met:
+                raise
+        return frozenset(self._met)
+
+    def _find(self, module: str, name: str, old_names: bool) -> object:
+        met = [prefix for prefix in name_and_packages(f"{module}.{name}") if prefix in self._names]
+        self._met.update(met[:1])
+        found = super()._find(module, name, old_names)
+        if met and isinstance(found, type) and issubclass(found, MissingObject):
+            raise MissingClassError(f"{module}.{name} cannot be renamed: {found._p_remedy()}")
+        return found
