@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Changes"]
 
 _PICKLED_AGAIN_MAX: Final = 10
+_ATTEMPTS_MAX: Final = 10
+"""So often a commit is tried, if packs come in between it and what it has stored ahead."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,16 +90,17 @@ class Changes:
     def commit(self, objects: Iterable[PersistentObject] | None = None) -> CommitResult:
         """Store all that is changed, or just these objects, and the new ones that they lead to."""
         objects = self.changed.values() if objects is None else objects
-        for is_last in (False, True):
+        saved = {oid for step in self._steps for oid in step.stored_ahead}
+        for attempts_left in reversed(range(_ATTEMPTS_MAX)):
             ahead: set[Oid] = set()
             try:
                 return self._commit(objects, ahead)
             except DanglingReferenceError as error:
-                # A pack has removed parts of blobs, as nothing referred to them yet.
-                if any(step.stored_ahead.intersection(error.oids) for step in self._steps):
-                    raise WriteConflictError(error.oids) from error
-                if is_last or not ahead.issuperset(error.oids):
+                if not (ahead | saved).issuperset(error.oids):
                     raise
+                # A pack has removed parts of blobs, as nothing referred to them yet.
+                if not attempts_left or not ahead.issuperset(error.oids):
+                    raise WriteConflictError(error.oids) from error
         raise AssertionError
 
     def _commit(self, objects: Iterable[PersistentObject], ahead: set[Oid]) -> CommitResult:
@@ -245,6 +248,9 @@ class Changes:
         for obj, _ in written.objects.values():
             obj._p_set_status_saved()
         connection.cache.note_written(written.objects.values())
+        if connection._guard is not None:
+            for obj, _ in written.objects.values():
+                connection._guard.note(obj)
         self.changed.clear()
         return Savepoint(self, step)
 
@@ -274,6 +280,8 @@ class Changes:
         for obj in changed.values():
             if id(obj) not in created:
                 obj._p_set_status_ghost()
+        if connection._guard is not None:
+            connection._guard.take_back()
         spare: list[Oid] = []
         ahead = {oid for step in steps for oid in step.stored_ahead}
         for obj in created.values():

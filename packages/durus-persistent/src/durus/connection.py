@@ -59,6 +59,7 @@ from durus.record import join_record
 from durus.schema_versions import has_upgrades, upgrades_since
 from durus.serialize import ObjectReader
 from durus.serialize import ObjectWriter as ObjectWriter  # as in 4.3
+from durus.strict import MutationGuard
 from durus.times import When
 from durus.undo import undo
 from durus.view import View
@@ -111,6 +112,7 @@ class Connection(ConnectionBase, Generic[R]):
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         import_classes: bool | None = None,
+        strict: bool = False,
     ) -> None: ...
 
     @overload
@@ -124,6 +126,7 @@ class Connection(ConnectionBase, Generic[R]):
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         import_classes: bool | None = None,
+        strict: bool = False,
     ) -> None: ...
 
     def __init__(
@@ -136,6 +139,7 @@ class Connection(ConnectionBase, Generic[R]):
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         import_classes: bool | None = None,
+        strict: bool = False,
     ) -> None:
         """Connect to a storage, given as such, as a path or as a URI.
 
@@ -152,11 +156,14 @@ class Connection(ConnectionBase, Generic[R]):
         aliases: {"old.Old": "new.New"} for classes that were renamed.
         import_classes: whether records may import the modules of their classes, as in 4.x; by
           default those of local storages may, and those that a server sends may not.
+        strict: for tests: commit() and savepoint() raise UnnotedChangeError when an object was
+          changed in place without being noted, such as a plain list in an attribute.
         """
         self._changes = Changes(self)
         self.changed = self._changes.changed
         self._changed_blindly: PersistentObject | None = None
         self._is_upgrading = False
+        self._guard = MutationGuard() if strict else None
         self.cache = Cache(cache_size)
         self.user = ""
         self.note = ""
@@ -340,6 +347,8 @@ class Connection(ConnectionBase, Generic[R]):
 
     def _fill(self, obj: PersistentObject, revision: Revision) -> Record:
         """Load the state of a ghost: from which record."""
+        if self._guard is not None:
+            self._guard.forget(obj)
         assert obj._p_oid is not None
         snapshot = self._view.snapshot
         version = self.reader.load_state(obj, revision.record)
@@ -390,6 +399,8 @@ class Connection(ConnectionBase, Generic[R]):
         _setattribute(obj, "_p_serial", self.transaction_serial)
         self._view.accessed.add(oid)
         self.cache.recent_objects.add(obj)
+        if self._guard is not None and obj._p_is_saved() and not self._guard.knows(obj):
+            self._guard.note(obj)
 
     def note_change(self, obj: PersistentObject) -> None:
         """An object is about to be changed for the first time in this transaction."""
@@ -424,6 +435,7 @@ class Connection(ConnectionBase, Generic[R]):
         object; after any error everything is as before, and once the cause is mended the next
         commit() stores it all.
         """
+        self._check_unnoted()
         result = self._store() if self._changes else None
         self._begin(result)
         return None if result is None else result.tid
@@ -442,7 +454,13 @@ class Connection(ConnectionBase, Generic[R]):
         New objects get their oids; nothing is stored.  Savepoints can be nested.
         Raises UnstorableError and ForeignReferenceError, as commit().
         """
+        self._check_unnoted()
         return self._changes.save()
+
+    def _check_unnoted(self) -> None:
+        """UnnotedChangeError, if this connection is strict and there is such a change."""
+        if self._guard is not None:
+            self._guard.check()
 
     def new_oid(self) -> Oid:
         """An oid for a new object."""
@@ -465,6 +483,8 @@ class Connection(ConnectionBase, Generic[R]):
                 self._view.snapshot  # noqa: B018 - takes one
         self.note = ""
         self.transaction_serial += 1
+        if self._guard is not None:
+            self._guard.clear()
         self.shrink_cache()
 
     def _forget(self, oids: Iterable[Oid] | None) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar, cast, overload
 
 from durus.classic import ClassicAdapter, as_storage
 from durus.connection import P, R
@@ -50,6 +50,9 @@ _IDLE_MAX: Final = 16
 class Database(Generic[R]):
     """A database, shared by the threads of a process, and by the children that it forks."""
 
+    strict_by_default: ClassVar[bool] = False
+    """Whether databases are strict that are opened without `strict=` (see `durus.testing`)."""
+
     @overload
     def __init__(
         self: "Database[PersistentDict[str, Any]]",
@@ -58,6 +61,7 @@ class Database(Generic[R]):
         root_class: None = None,
         create: bool = True,
         readonly: bool = False,
+        strict: bool | None = None,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         cache_size: int = 100_000,
@@ -72,6 +76,7 @@ class Database(Generic[R]):
         root_class: type[R],
         create: bool = True,
         readonly: bool = False,
+        strict: bool | None = None,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         cache_size: int = 100_000,
@@ -85,6 +90,7 @@ class Database(Generic[R]):
         root_class: type[Any] | None = None,
         create: bool = True,
         readonly: bool = False,
+        strict: bool | None = None,
         allow: Iterable[str] = (),
         aliases: Mapping[str, str] | None = None,
         cache_size: int = 100_000,
@@ -97,6 +103,8 @@ class Database(Generic[R]):
           is of another class.
         create: whether a database that is not there is made.
         readonly: nothing is changed, made or locked; ReadOnlyError for who tries.
+        strict: for tests: a commit raises UnnotedChangeError when an object was changed in place
+          without being noted, such as a plain list in an attribute; None for `strict_by_default`.
         allow: packages, modules or names of which records may make objects; see docs/security.md.
         aliases: {"old.Old": "new.New"} for classes that were renamed.
         cache_size, cache_bytes: how many objects each connection aims at, and how many bytes of
@@ -105,6 +113,7 @@ class Database(Generic[R]):
         """
         self.root_class = root_class
         self.readonly = readonly
+        self.strict = self.strict_by_default if strict is None else strict
         self.allow = tuple(allow)
         self.aliases = aliases
         self.cache_size = cache_size

@@ -47,6 +47,7 @@ class PooledConnection(Connection[R]):
             at=at,
             allow=database.allow,
             aliases=database.aliases,
+            strict=database.strict,
         )
         self.cache.size_bytes_max = database.cache_bytes
         self._view.rest()
@@ -75,6 +76,7 @@ class PooledConnection(Connection[R]):
     def commit_and_rest(self) -> Tid | None:
         """Commit, and be idle; after an error nothing has changed."""
         with self.used():
+            self._check_unnoted()
             if self.database.readonly:
                 self._changes.roll_back()  # what upgrades have changed
             result = self._store() if self._changes else None
@@ -96,6 +98,8 @@ class PooledConnection(Connection[R]):
         self._session = None
         self._is_idle = True
         self.transaction_serial += 1
+        if self._guard is not None:
+            self._guard.clear()
         self.shrink_cache()
         if self.cache.is_too_large():
             self.cache.evict()
@@ -144,7 +148,7 @@ class PooledConnection(Connection[R]):
         self._enter(obj)
         try:
             super().load_state(obj)
-            if self.cache.is_too_large():
+            if self._guard is None and self.cache.is_too_large():
                 self.cache.evict()
         finally:
             self._in_use.release()

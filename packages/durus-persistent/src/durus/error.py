@@ -13,6 +13,7 @@ Each says what happened, to which object or where in which file, and what to do 
       DurusKeyError                  no object with this oid
       ObjectError                    something is wrong with one object or its class
         UnstorableError                its state, or its class, cannot be stored
+        UnnotedChangeError             it was changed, and nobody has noted it (strict mode)
         ForeignReferenceError          it belongs to another connection
         ClassNotAllowedError           its record names something that must not be loaded
         MissingClassError              its class cannot be found
@@ -77,6 +78,7 @@ __all__ = [
     "TransactionError",
     "TransactionInUseError",
     "UndoError",
+    "UnnotedChangeError",
     "UnstorableError",
     "UnsupportedFormatError",
     "WriteConflictError",
@@ -165,6 +167,10 @@ class ObjectError(DurusError):
 
 class UnstorableError(ObjectError, TypeError, pickle.PicklingError):
     """The state or the class of an object cannot be stored."""
+
+
+class UnnotedChangeError(ObjectError):
+    """Found in strict mode: an object was changed in place, and would not be stored."""
 
 
 class ForeignReferenceError(ObjectError, ValueError):

@@ -135,12 +135,18 @@ class Snapshot(Session[R]):
         return self._use().tid
 
     def close(self) -> None:
-        """End it.  Closing twice is no error."""
+        """End it.  Closing twice is no error.
+
+        UnnotedChangeError, in strict mode, if an object was changed in place.
+        """
         connection = self._connection
-        if connection is not None:
-            connection.abort_and_rest()
-            self._end(connection)
         self._is_over = True
+        if connection is not None:
+            try:
+                connection._check_unnoted()
+            finally:
+                connection.abort_and_rest()
+                self._end(connection)
 
     def __exit__(
         self,
