@@ -520,3 +520,40 @@ def test_a_killed_pack_blocks_nobody(
         connection.abort()
     assert connection.root["a"]["value"] == 1
     assert os.listdir(path.parent) == [path.name]
+
+
+def count(path: str, times: str) -> None:
+    """Increment a number of its own, of which it is told the name."""
+    with closing(FileStorage(path)) as storage:
+        say("ready")
+        _count(storage, hear(), int(times))
+
+
+def _count(storage: FileStorage, name: str, times: int) -> None:
+    connection: Connection = Connection(storage)
+    for _ in range(times):
+        connection.root[name]["value"] += 1
+        connection.commit()
+
+
+def test_threads_and_processes_lose_nothing_while_a_thread_packs(
+    path: Path, storage: FileStorage, connection: Connection, seeds: Seeds
+) -> None:
+    times, names = 100, ["thread 1", "thread 2", "thread 3", "process 1", "process 2"]
+    for done, _ in enumerate(seeds.take(3, long=30)):
+        for name in names:
+            connection.root.setdefault(name, PersistentDict(value=0))
+        connection.commit()
+        with ThreadPoolExecutor() as threads, running(count, path, times, count=2) as processes:
+            for process, name in zip(processes, names[3:], strict=True):
+                process.tell(name)
+            counting = [threads.submit(_count, storage, name, times) for name in names[:3]]
+            while not all(future.done() for future in counting):
+                storage.pack()
+            for future in counting:
+                future.result()
+            for process in processes:
+                process.finish()
+        connection.abort()
+        values = {connection.root[name]["value"] for name in names}
+        assert values == {(done + 1) * times}

@@ -25,6 +25,7 @@ from durus.error import (
 from durus.file_storage import FileStorage
 from durus.file_system import OperatingSystem
 from durus.interfaces import NO_TID, ROOT_OID, Oid, Progress, Record, Tid
+from durus.log_file import LogFile
 from durus.log_pack import LogPack
 from durus.log_verify import verify_file
 from durus.record import split_oids
@@ -218,6 +219,57 @@ def test_what_comes_while_the_index_is_made_is_not_left_for_the_lock(
         assert (value(storage, a), value(storage, b)) == (99, 0)
         assert commit(storage, {a: make_record("after"), b: make_record("after")})
         assert value(other, a) == "after"
+
+
+def test_the_packed_file_is_unlocked_before_it_is_another_threads_turn(
+    path: Path, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(storage, 2)
+    turns: list[bool] = []
+    unlock = LogFile.unlock
+
+    def watch(file: LogFile) -> None:
+        if file.is_at(str(path)):
+            turns.append(storage._shared._appending.locked())
+        unlock(file)
+
+    monkeypatch.setattr(LogFile, "unlock", watch)
+    storage.pack()
+    assert turns
+    assert all(turns)
+
+
+def test_transactions_before_the_horizon_go_however_many_come_after_it(
+    path: Path, storage: FileStorage
+) -> None:
+    a, _ = create(storage, 2)
+    tids = [commit(storage, {a: make_record(n)}).tid for n in range(1100)]
+    storage.pack(keep=tids[50])
+    kept = [transaction.tid for transaction in storage.transactions()]
+    assert kept[1:] == tids[50:]  # the first one has the objects that nobody has changed since
+
+
+def test_a_pack_that_keeps_history_has_an_index_too(
+    path: Path, storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = create(storage, 2)
+    for number in range(20):
+        commit(storage, {a: make_record(number)})
+    monkeypatch.setattr(online_pack, "CHECKPOINT_SIZE", 20)
+    storage.pack(keep=NO_TID)
+    assert os.path.exists(index_checkpoint.index_path(str(path)))
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_stale_index_of_a_killed_pack_is_removed(
+    path: Path, storage: FileStorage, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(storage, 2)
+    monkeypatch.setattr(online_pack, "CHECKPOINT_SIZE", size)
+    stale = Path(f"{path}.pack.index")
+    stale.write_bytes(b"left")
+    storage.pack()
+    assert not stale.exists()
 
 
 def test_an_object_that_comes_back_meanwhile_is_kept(path: Path, storage: FileStorage) -> None:

@@ -82,7 +82,7 @@ class LogPack:
                 continue
             if not self.horizon:
                 self.horizon, self._limit = head.tid, head.end
-            if count < _TRANSACTIONS_KEPT:
+            if count < _TRANSACTIONS_KEPT or not before:
                 self._kept_since = head.tid
             before.append(head.offset)
         before.reverse()
@@ -117,11 +117,6 @@ class LogPack:
     def hush(self) -> None:
         """Report no more: others will be waiting."""
         self._report = lambda progress: None
-
-    @property
-    def count(self) -> int:
-        """The objects that there were at the horizon, and are kept."""
-        return self._kept.count
 
     @property
     def size(self) -> int:

@@ -48,6 +48,8 @@ class LogWriter:
         self.next_oid = header.next_oid
         self._file = file
         self.file_id = header.file_id
+        self.unindexed = 0
+        """How many transactions and records have been written."""
         self._unmarked = 0
         self._buffer: list[bytes] = []
         self._buffered = 0
@@ -109,6 +111,7 @@ class LogWriter:
         if self.end != offset + size:
             raise StorageError(f"{self._file.path}: the records are not what was announced")
         self.index.add(transaction)
+        self.unindexed += 1 + len(entries)
         self.last = transaction
         self.next_oid = max(self.next_oid, fields["next_oid"])
         self._unmarked += 1

@@ -100,8 +100,8 @@ class _Attempt:
         self._path = os.path.realpath(log.path)
         self._aside = f"{self._path}.pack"
         self._index_aside = f"{self._aside}.index"
-        self._keeps_lock = False
-        """Whether the packed file stays locked."""
+        self._is_log = False
+        """Whether the packed file is the log, so that whose turn it is locks and unlocks it."""
 
     def run(self, roots: set[int], *, keep_old: bool) -> None:
         """Raises PackAgainError, and StorageError; then nothing has changed."""
@@ -123,8 +123,11 @@ class _Attempt:
                 packed.catch_up()
                 packed.recent = current.recent
                 packed.keeps_lock = current.keeps_lock
-                self._swap(packed, index, keep_old=keep_old)
-                self._keeps_lock = packed.keeps_lock
+                try:
+                    self._swap(packed, index, keep_old=keep_old)
+                finally:
+                    if self._is_log and not packed.keeps_lock:
+                        file.unlock()  # while it is our turn: the next thread locks the same file
 
     def _check_space(self) -> None:
         needed = self._pack.size + _SPARE_SIZE
@@ -155,16 +158,21 @@ class _Attempt:
                 "undisturbed"
             )
         try:
+            self._remove_index_aside()  # what one has left that was killed
             yield file
         except BaseException:
             with contextlib.suppress(OSError):
-                for path in (self._index_aside, aside):
-                    if file.is_at(aside):
-                        self._remove(path)
+                if file.is_at(aside):
+                    self._remove_index_aside()
+                    self._remove(aside)
             raise
         finally:
-            if not self._keeps_lock:
+            if not self._is_log:
                 file.unlock()
+
+    def _remove_index_aside(self) -> None:
+        with contextlib.suppress(OSError):
+            self._remove(self._index_aside)
 
     def _remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -182,10 +190,9 @@ class _Attempt:
 
     def _make_index(self, file: LogFile, writer: LogWriter) -> IndexFile | None:
         """The index file of the packed one; None if it is not worth it, or cannot be made."""
-        if not self._shared.uses_index or self._pack.count < CHECKPOINT_SIZE:
+        if not self._shared.uses_index or writer.unindexed < CHECKPOINT_SIZE:
             return None
         with contextlib.suppress(OSError, StorageError):
-            self._remove(self._index_aside)  # what one has left that was killed
             status = file.status()
             index = IndexFile.create(self._system, self._index_aside, status, writer.file_id)
             index.update(
@@ -197,6 +204,7 @@ class _Attempt:
             )
             index.sync()
             return index
+        self._remove_index_aside()
         return None
 
     def _swap(self, packed: GrowingLog, index: IndexFile | None, *, keep_old: bool) -> None:
@@ -211,5 +219,10 @@ class _Attempt:
             else:
                 system.rename(self._index_aside, index_path(path))
                 index.path = index_path(path)
-        system.rename(self._aside, path)
+        self._is_log = True
+        try:
+            system.rename(self._aside, path)
+        except OSError:
+            self._is_log = False
+            raise
         self._shared.replace(packed)
