@@ -13,6 +13,7 @@ import pytest
 FOLDER = Path(__file__).with_name("typing")
 ROOT = FOLDER.parent.parent
 RIGHT = FOLDER / "right.py"
+PROGRAMS = FOLDER / "programs.py"
 WRONG = FOLDER / "wrong.py"
 
 needs_pyright = pytest.mark.skipif(
@@ -53,8 +54,9 @@ def run_pyright(path: Path) -> dict[int, str]:
     }
 
 
-def test_mypy_accepts_what_is_right() -> None:
-    assert run_mypy(RIGHT) == {}
+@pytest.mark.parametrize("path", [RIGHT, PROGRAMS], ids=lambda path: path.name)
+def test_mypy_accepts_what_is_right(path: Path) -> None:
+    assert run_mypy(path) == {}
 
 
 def test_mypy_finds_what_is_wrong() -> None:
@@ -62,8 +64,9 @@ def test_mypy_finds_what_is_wrong() -> None:
 
 
 @needs_pyright
-def test_pyright_accepts_what_is_right() -> None:
-    assert run_pyright(RIGHT) == {}
+@pytest.mark.parametrize("path", [RIGHT, PROGRAMS], ids=lambda path: path.name)
+def test_pyright_accepts_what_is_right(path: Path) -> None:
+    assert run_pyright(path) == {}
 
 
 @needs_pyright
