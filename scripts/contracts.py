@@ -19,7 +19,7 @@ from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, output
 from packaging.utils import canonicalize_name
 
-from scripts.distributions import Distribution, is_for_testing, read_distributions
+from scripts.distributions import Distribution, read_distributions
 
 __all__ = ["DistributionContract", "find_violations"]
 
@@ -58,7 +58,7 @@ def find_violations(graph: ImportGraph, distributions: Mapping[str, Distribution
     for distribution in distributions.values():
         for module, path in distribution.module_paths():
             required = [*distribution.requirements]
-            if is_for_testing(module):
+            if distribution.needs_extra(module):
                 required += distribution.optional_requirements
             allowed = {distribution.name, *(canonicalize_name(r.name) for r in required)}
             # What other versions of Python need is not installed here, and nobody can say what is

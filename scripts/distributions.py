@@ -28,7 +28,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 
 TESTING = "durus.testing"
-"""The package for tests of storages and applications; it needs the extra `testing`."""
+"""The package for tests of storages and applications."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class Distribution:
     requirements: tuple[Requirement, ...]
     """What it cannot run without."""
     optional_requirements: tuple[Requirement, ...]
+    extra_modules: tuple[str, ...] = ()
+    """Modules, and packages with all that is in them, which need one of the extras."""
 
     @property
     def source(self) -> Path:
@@ -54,7 +56,11 @@ class Distribution:
 
     def runtime_modules(self) -> list[str]:
         """The modules that can be imported without any extra."""
-        return [module for module, _ in self.module_paths() if not is_for_testing(module)]
+        return [module for module, _ in self.module_paths() if not self.needs_extra(module)]
+
+    def needs_extra(self, module: str) -> bool:
+        """Whether a module of it can be imported with one of the extras only."""
+        return any(f"{module}.".startswith(f"{extra}.") for extra in self.extra_modules)
 
 
 def is_for_testing(module: str) -> bool:
@@ -64,7 +70,8 @@ def is_for_testing(module: str) -> bool:
 
 def parse_distribution(pyproject: str, folder: Path) -> Distribution:
     """The distribution that the text of a `pyproject.toml` in `folder` describes."""
-    project = tomllib.loads(pyproject)["project"]
+    content = tomllib.loads(pyproject)
+    project = content["project"]
     optional = project.get("optional-dependencies", {})
     return Distribution(
         name=canonicalize_name(project["name"]),
@@ -74,6 +81,7 @@ def parse_distribution(pyproject: str, folder: Path) -> Distribution:
         optional_requirements=_parse_requirements(
             [line for lines in optional.values() for line in lines]
         ),
+        extra_modules=tuple(content.get("tool", {}).get("durus", {}).get("extra-modules", ())),
     )
 
 

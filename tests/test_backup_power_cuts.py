@@ -27,6 +27,7 @@ from tests.simulation.disk import ProcessKilled, SimulatedDisk, SimulatedSystem
 
 FOLDER: Final = "/backups"
 TARGET: Final = "/restored/file"
+OLDER_TARGET: Final = "/restored/older"
 STATES: Final = 300
 PASSES_MAX: Final = 40
 
@@ -37,21 +38,22 @@ class Promises:
     def __init__(self, machine: Machine) -> None:
         self._operations = machine.recording.operations
         self.backups: list[tuple[int, Tid]] = []
-        self.restored: list[tuple[int, Tid]] = []
+        self.restored: list[tuple[int, str, Tid]] = []
 
     def made(self, tid: Tid) -> None:
         self.backups.append((len(self._operations), tid))
 
-    def was_restored(self, tid: Tid) -> None:
-        self.restored.append((len(self._operations), tid))
+    def was_restored(self, path: str, tid: Tid) -> None:
+        self.restored.append((len(self._operations), path, tid))
 
-    def at(self, place: int) -> tuple[Tid, Tid]:
-        """The newest tids that were promised by then."""
+    def at(self, place: int) -> tuple[Tid, set[str]]:
+        """The newest tid that a backup was made of by then, and the files that were restored."""
+        made = max([Tid(0), *(tid for when, tid in self.backups if when <= place)])
+        return made, {path for when, path, _ in self.restored if when <= place}
 
-        def newest(promises: list[tuple[int, Tid]]) -> Tid:
-            return max([Tid(0), *(tid for when, tid in promises if when <= place)])
-
-        return newest(self.backups), newest(self.restored)
+    def tids(self) -> dict[str, Tid]:
+        """Those of the files that are restored at some time."""
+        return {path: tid for _, path, tid in self.restored}
 
 
 def backups_of_a_database_in_use(machine: Machine, promises: Promises) -> None:
@@ -62,8 +64,12 @@ def backups_of_a_database_in_use(machine: Machine, promises: Promises) -> None:
         if number == 2:
             program.pack()
         promises.made(backup(PATH, FOLDER, system=machine.new_system()).tid)
-    restored = restore(FOLDER, TARGET, system=machine.new_system())
-    promises.was_restored(restored.tid)
+    for path, at in (
+        (TARGET, None),
+        (OLDER_TARGET, machine.random.choice(promises.backups)[1] - 1),
+    ):
+        restored = restore(FOLDER, path, at=at, system=machine.new_system())
+        promises.was_restored(path, restored.tid)
 
 
 def backups_that_are_killed(machine: Machine, promises: Promises) -> None:
@@ -119,15 +125,15 @@ def states(machine: Machine) -> Iterator[tuple[int, State]]:
                 yield place, disk.reordered(machine.random)
 
 
-def find_violation(state: State, made: Tid, was_restored: Tid) -> str:
+def find_violation(state: State, made: Tid, restored: set[str], tids: dict[str, Tid]) -> str:
     try:
-        check(state.mount(), made, was_restored)
+        check(state.mount(), made, restored, tids)
     except (AssertionError, StorageError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def check(disk: SimulatedDisk, made: Tid, was_restored: Tid) -> None:
+def check(disk: SimulatedDisk, made: Tid, restored: set[str], tids: dict[str, Tid]) -> None:
     system = SimulatedSystem(disk)
     if f"{FOLDER}/manifest.json" not in disk.names:
         assert not made, "the manifest is lost"
@@ -136,11 +142,10 @@ def check(disk: SimulatedDisk, made: Tid, was_restored: Tid) -> None:
     if made:
         assert restore(FOLDER, "/again/file", system=system).tid >= made, "a backup is lost"
         check_database("/again/file", disk)
-    if TARGET in disk.names:
-        check_database(TARGET, disk)
-        assert tid_of(TARGET, disk) >= was_restored
-    else:
-        assert not was_restored, "what was restored is lost"
+    assert restored <= {*disk.names}, "what was restored is lost"
+    for path in {*tids} & {*disk.names}:
+        check_database(path, disk)
+        assert tid_of(path, disk) == tids[path]
     # And it goes on.
     if PATH in disk.names:
         with closing(FileStorage(PATH, system=system)) as storage:
@@ -170,11 +175,11 @@ def explore(workload: Workload, random: Random, **rules: Any) -> tuple[int, list
     digests: set[bytes] = set()
     violations = []
     for place, state in states(machine):
-        made, was_restored = promises.at(place)
-        digest = state.digest() + repr((made, was_restored)).encode()
+        made, restored = promises.at(place)
+        digest = state.digest() + repr((made, sorted(restored))).encode()
         if digest not in digests:
             digests.add(digest)
-            violation = find_violation(state, made, was_restored)
+            violation = find_violation(state, made, restored, promises.tids())
             if violation:
                 violations.append(f"power cut after operation {place}: {violation}")
         if len(digests) >= STATES:

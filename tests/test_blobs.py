@@ -5,7 +5,7 @@ import resource
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +16,13 @@ import pytest
 
 from durus import serialize
 from durus.blob import CHUNK_SIZE, Blob, BlobChunk
+from durus.classic import as_storage
 from durus.client_storage import ClientStorage
 from durus.connection import Connection
 from durus.convert import convert
 from durus.error import ConflictError, ReadOnlyError, StorageError
 from durus.file_storage import FileStorage
-from durus.interfaces import CommitResult, PackableStorage, Transaction
+from durus.interfaces import ROOT_OID, CommitResult, PackableStorage, Transaction
 from durus.log_verify import verify_file
 from durus.persistent_dict import PersistentDict
 from durus.socket_address import SocketAddress
@@ -184,9 +185,9 @@ def write_and_read(address: str, size: str, limit: str) -> None:
 
 
 @contextmanager
-def serving(path: Path) -> Iterator[SocketAddress]:
-    """The address of a server of a log, which takes no large transactions."""
-    server = StorageServer(FileStorage(path), port=0, max_commit_bytes=4 * MEBIBYTE)
+def serving(storage: Any, max_commit_bytes: int = 3_000_000) -> Iterator[SocketAddress]:
+    """The address of a server, which takes no large transactions."""
+    server = StorageServer(storage, port=0, max_commit_bytes=max_commit_bytes)
     thread = threading.Thread(target=server.serve)
     address = server.listen()
     thread.start()
@@ -204,7 +205,7 @@ def address(request: pytest.FixtureRequest, path: Path) -> Iterator[str]:
         FileStorage(path, format=request.param).close()
         yield str(path)
         return
-    with serving(path) as address:
+    with serving(FileStorage(path)) as address:
         yield f"durus://{address}"
 
 
@@ -400,7 +401,7 @@ def test_a_client_stores_a_blob_while_another_one_commits(path: Path) -> None:
     """In small transactions: the server would refuse a large one."""
     content = os.urandom(LARGE)
     with (
-        serving(path) as address,
+        serving(FileStorage(path)) as address,
         closing(ClientStorage(address=address)) as others,
         Connection(others) as other,
     ):
@@ -422,3 +423,53 @@ def test_a_client_stores_a_blob_while_another_one_commits(path: Path) -> None:
         assert other.root["number"]["value"] == 3
         other.abort()
         assert other.root["blob"].read_bytes() == content
+
+
+@pytest.mark.parametrize("make_content", [os.urandom, bytes])
+def test_a_server_that_takes_no_part_says_so_and_its_client_goes_on(
+    path: Path, make_content: Callable[[int], bytes]
+) -> None:
+    with (
+        serving(FileStorage(path), max_commit_bytes=MEBIBYTE) as address,
+        closing(ClientStorage(address=address)) as storage,
+        Connection(storage) as connection,
+    ):
+        connection.root["blob"] = Blob(make_content(LARGE))
+        with pytest.raises(StorageError, match="the server did not commit the transaction, of"):
+            connection.commit()
+        connection.root["blob"] = Blob(b"small")
+        connection.commit()
+        assert connection.root["blob"].read_bytes() == b"small"
+
+
+@pytest.mark.parametrize("kind", ["log", "shelf", "dfs20", "sqlite"])
+def test_packs_between_the_parts_and_the_commit_of_a_client_are_not_noticed(
+    path: Path, kind: str
+) -> None:
+    served = FileStorage(path, format=kind)
+    packs_left = 0
+
+    class PackedStorage(ClientStorage):
+        """Before it commits a new root, the server packs."""
+
+        def end(self, handle_invalidations: Any = None) -> None:
+            nonlocal packs_left
+            if ROOT_OID in self.records and packs_left:
+                packs_left -= 1
+                as_storage(served).pack()  # type: ignore[attr-defined]  # each of them can
+            super().end(handle_invalidations)
+
+    content = os.urandom(LARGE)
+    with (
+        serving(served) as address,
+        closing(PackedStorage(address=address)) as storage,
+        Connection(storage) as connection,
+    ):
+        connection.commit()
+        packs_left = 3
+        connection.root["blob"] = Blob(content)
+        connection.commit()
+        assert packs_left == 0
+        assert connection.root["blob"].read_bytes() == content
+    with Connection(path) as connection:
+        assert connection.root["blob"].read_bytes() == content

@@ -15,7 +15,7 @@ from durus.error import HistoryUnavailableError
 from durus.file_storage import FileStorage
 from durus.history import follow
 from durus.interfaces import Tid
-from durus.persistent import Persistent
+from durus.persistent import Persistent, oid_of
 from durus.sqlite_storage import SqliteStorage
 from tests.processes import Process, hear, running, say
 
@@ -101,19 +101,44 @@ def test_who_was_killed_goes_on_from_where_it_was(name: str, writer: Process) ->
     assert heard == [str(number) for number in range(30)]
 
 
-def test_a_pack_disturbs_only_who_is_behind(name: str, writer: Process) -> None:
+def test_a_pack_does_not_disturb_who_keeps_up(name: str, writer: Process) -> None:
     start = newest_tid(name)
     with closing(open_storage(name)) as storage:
         following = follow(storage, start, timeout_s=60)
         packed = int(writer.ask(5))
         assert [transaction.note for transaction in islice(following, 5)] == list("01234")
         assert int(writer.ask("pack")) == packed
-        behind = follow(storage, start, timeout_s=60)
         last = int(writer.ask(2))
         assert [transaction.note for transaction in islice(following, 2)] == ["5", "6"]
-        with pytest.raises(HistoryUnavailableError, match="build anew"):
-            next(behind)
         assert [t.tid for t in follow(storage, packed)][-1] == last
+
+
+def test_what_a_pack_forgets_before_it_was_seen_comes_as_one(name: str, writer: Process) -> None:
+    with closing(open_storage(name)) as storage, Connection(storage) as connection:
+        cell = oid_of(connection.root["cell"])
+        following = follow(storage, connection.tid, timeout_s=60)
+        for round in range(3):
+            writer.ask(2)
+            packed = int(writer.ask("pack"))
+            last = int(writer.ask(1))
+            for tid, note in ((packed, 3 * round + 1), (last, 3 * round + 2)):
+                heard = next(following)
+                assert (heard.tid, heard.note, list(heard.oids)) == (tid, str(note), [cell])
+                with Connection(storage, at=heard.tid) as past:
+                    assert past.root["cell"].value == note
+
+
+def test_who_comes_after_the_pack_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "followed.log"
+    with Connection(path) as connection:
+        start = connection.tid
+        connection.root["number"] = 1
+        connection.commit()
+        connection.pack()
+    with closing(FileStorage(path)) as storage:
+        with pytest.raises(HistoryUnavailableError, match="build anew"):
+            next(follow(storage, start))
+        assert list(follow(storage, storage.tid)) == []
 
 
 def test_ctrl_c_ends_the_waiting(name: str) -> None:

@@ -61,8 +61,10 @@ def test_a_block_of_python_runs(block: Block, tmp_path: Path) -> None:
     file_name_match = FILE_NAME.match(block.code)
     program = tmp_path / (file_name_match[1] if file_name_match else "program.py")
     program.write_text(block.code, encoding="utf-8")
+    # Pyramid itself imports what is deprecated.
+    warnings = [] if "import Configurator" in block.code else ["-W", "error"]
     run = subprocess.run(
-        [sys.executable, "-W", "error", program.name],
+        [sys.executable, *warnings, program.name],
         cwd=tmp_path,
         capture_output=True,
         text=True,

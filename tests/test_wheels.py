@@ -112,7 +112,7 @@ def test_the_contract_for_storages_needs_pytest_only(wheels: Path, tmp_path: Pat
     environment.lend_tools()
     environment.run("-c", "import durus.testing.storage_contract")
     extra = read_metadata(find_wheel(wheels, DISTRIBUTIONS["durus-persistent"]))
-    assert extra.get_all("Provides-Extra") == ["testing"]
+    assert extra.get_all("Provides-Extra") == ["testing", "transaction"]
 
 
 @pytest.mark.parametrize(("name", "app"), RIGHT)

@@ -23,6 +23,7 @@ from durus.server_requests import (
     NewOids,
     Pack,
     Quit,
+    Refuse,
     Sync,
 )
 from durus.testing.storage_contract import make_record
@@ -174,11 +175,11 @@ def test_a_sync_answers_what_was_changed() -> None:
     assert converse(b"S", lambda request: b"") == int4(0)
 
 
-def commit(content: bytes, outcome: CommitOutcome) -> tuple[bytes, list[Commit]]:
-    """What the server says in a commit, and what it asks the hub."""
-    commits: list[Commit] = []
+def commit(content: bytes, outcome: CommitOutcome) -> tuple[bytes, list[Commit | Refuse]]:
+    """What the server says in a commit, and what it asks for."""
+    commits: list[Commit | Refuse] = []
 
-    def answer(request: Commit | Sync) -> object:
+    def answer(request: Commit | Refuse | Sync) -> object:
         if isinstance(request, Sync):
             return oid(9)
         commits.append(request)
@@ -206,6 +207,7 @@ def test_a_commit_has_two_steps_and_a_status(outcome: CommitOutcome, status: byt
 def test_a_large_transaction_is_the_same() -> None:
     content = block(*((n, classic(n, bytes(1000))) for n in range(100)))
     _, commits = commit(content, CommitOutcome.COMMITTED)
+    assert isinstance(commits[0], Commit)
     assert list(commits[0].writes) == [oid(n) for n in range(100)]
 
 
@@ -213,9 +215,17 @@ def test_a_commit_that_is_given_up_has_no_status() -> None:
     assert commit(b"", CommitOutcome.COMMITTED) == (int4(1) + oid(9), [])
 
 
-def test_a_transaction_that_is_too_large_is_refused_before_it_is_received() -> None:
-    with pytest.raises(ClientError, match="more than 1,048,576 are not accepted"):
-        converse(b"C" + int4(BYTES_MAX + 1), lambda request: b"")
+def test_a_transaction_that_is_too_large_is_refused_without_a_look_at_it() -> None:
+    asked: list[object] = []
+
+    def answer(request: object) -> bytes:
+        asked.append(request)
+        return b""
+
+    said = converse(b"C" + int4(BYTES_MAX + 1) + bytes(BYTES_MAX + 1) + b"S", answer)
+    assert said == int4(0) + b"E" + int4(0)
+    reason = "its transaction has 1,048,577 bytes, and more than 1,048,576, also after "
+    assert asked == [Sync(), Refuse(f"{reason}decompression, are not accepted"), Sync()]
 
 
 @pytest.mark.parametrize(
@@ -245,11 +255,14 @@ def test_compressed_pickles_may_not_grow_beyond_what_is_accepted() -> None:
     start = b"\x80\x02capp\nThing\n."
     half = start + zlib.compress(bytes(BYTES_MAX // 2))
     records = protocol1.decode_transaction(block((1, classic(1, half))), BYTES_MAX)
+    assert records is not None
     assert len(records[oid(1)].state_pickle) == BYTES_MAX // 2
     three = block(*((n, classic(n, half)) for n in range(3)))
     assert len(three) < 10_000
-    with pytest.raises(ClientError, match="object 2 is none: its compressed state has more than"):
-        protocol1.decode_transaction(three, BYTES_MAX)
+    assert protocol1.decode_transaction(three, BYTES_MAX) is None
+    said, commits = commit(three, CommitOutcome.COMMITTED)
+    assert said == int4(1) + oid(9) + b"E"
+    assert [type(request) for request in commits] == [Refuse]
 
 
 @pytest.mark.parametrize(("has_begun", "answer"), [(True, b"O"), (False, b"E")])
@@ -355,6 +368,7 @@ def test_any_bytes_as_a_transaction_are_refused_or_records(content: bytes) -> No
         writes = protocol1.decode_transaction(content, BYTES_MAX)
     except ClientError:
         return
+    assert writes is not None
     assert sum(len(record_to_classic(*item)) for item in writes.items()) >= 12 * len(writes)
 
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from durus.blob import CHUNK_SIZE, Blob, BlobChunk
 from durus.blob_spool import PLACE_SIZE, Spool
 from durus.connection import Connection, gen_every_instance, touch_every_reference
+from durus.copying import copy_subgraph
 from durus.error import (
     CommitOutcomeUnknownError,
     DanglingReferenceError,
@@ -190,7 +191,7 @@ def test_a_blob_does_what_a_file_does(chunk_size: int, steps: list[Any]) -> None
                     connection = Connection(storage)
                 blob = connection.root["blob"]
                 path.write_bytes(committed)
-            assert blob.size == len(blob) == path.stat().st_size
+            assert blob.size == path.stat().st_size
             assert len(blob._content[2]) == -(-blob.size // chunk_size)
             assert blob.read_bytes() == path.read_bytes()
         connection.abort()
@@ -216,7 +217,8 @@ def test_a_blob_has_as_many_chunks_as_it_needs(connection: Connection, size: int
 
 def test_a_new_blob_is_empty(connection: Connection) -> None:
     blob = stored(connection, b"")
-    assert (blob.size, len(blob), blob.read_bytes()) == (0, 0, b"")
+    assert (blob.size, blob.read_bytes()) == (0, b"")
+    assert blob  # `if root.get("film"):` asks whether there is one
     assert read_chunks(connection) == []
 
 
@@ -246,6 +248,9 @@ def test_what_is_no_bytes_is_refused_and_the_content_stays() -> None:
     for size in (0, CHUNK_SIZE + 1):
         with pytest.raises(ValueError, match="chunks have 1 to 262,144 bytes"):
             Blob(chunk_size=size)
+    for wrong in (1.5, 8.0, "8", None):
+        with pytest.raises(TypeError):
+            Blob(chunk_size=wrong)  # type: ignore[arg-type]  # see above
     assert blob.read_bytes() == b"content"
 
 
@@ -296,6 +301,37 @@ def test_a_hole_is_one_chunk_of_zeros(connection: Connection) -> None:
         file.write(b"x")
         file.seek(4 * CHUNK_SIZE)
         assert file.read(2 * CHUNK_SIZE) == bytes(CHUNK_SIZE + 1) + b"x" + bytes(CHUNK_SIZE - 2)
+
+
+@pytest.mark.parametrize("size", [10**15, 2**62])
+def test_a_blob_has_a_largest_size_and_stays_as_it_was_when_that_is_passed(
+    connection: Connection, size: int
+) -> None:
+    blob = stored(connection, b"content", 8)
+
+    def write(file: Any) -> None:
+        file.seek(size)
+        file.write(b"x")
+
+    message = r"<Blob \d+> would have .* chunks of 8, 134,217,728 are the most"
+    for change in (write, lambda file: file.truncate(size)):
+        with pytest.raises(OSError, match=message) as caught, blob.open("r+") as file:
+            change(file)
+        assert caught.value.errno == errno.EFBIG
+        assert blob.read_bytes() == b"content"
+
+
+def test_a_blob_may_have_its_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durus.blob._CHUNKS_MAX", 5)
+    blob = Blob(chunk_size=8)
+    with blob.open("a") as file:
+        file.truncate(39)
+        file.write(b"x")
+        file.flush()
+        with pytest.raises(OSError, match="40 are the most"):
+            file.raw.write(b"y")
+        file.truncate(40)
+    assert blob.read_bytes() == bytes(39) + b"x"
 
 
 # What a transaction sees.
@@ -536,8 +572,12 @@ def test_chunks_of_another_connection_are_refused(connection: Connection) -> Non
     blob = stored(connection, b"content")
     other = Connection(connection.storage)
     other.root["copy"] = copy.copy(blob)
-    with pytest.raises(ForeignReferenceError):
+    with pytest.raises(ForeignReferenceError, match=r"durus\.copying\.copy_subgraph makes"):
         other.commit()
+    other.root["copy"] = copy_subgraph(blob)
+    other.commit()
+    assert other.root["copy"].read_bytes() == b"content"
+    assert len(read_chunks(other)) == 2
 
 
 def test_a_subclass_may_have_attributes(connection: Connection) -> None:
@@ -823,21 +863,61 @@ def test_what_a_pack_removed_before_the_commit_is_stored_once_more(
     assert Connection(storage).root["blob"].read_bytes() == content
 
 
-def test_packs_that_come_again_and_again_are_told(
-    connection: Connection, storage: WatchedStorage
+@pytest.mark.parametrize("packs", [3, 100])
+def test_packs_that_come_again_and_again_are_a_conflict_in_the_end(
+    connection: Connection, storage: WatchedStorage, packs: int
 ) -> None:
-    blob = connection.root["blob"] = Blob(os.urandom(LARGE))
+    blob = connection.root["blob"] = Blob(bytes(LARGE))
+    packed: list[Transaction] = []
 
     def pack(transaction: Transaction) -> None:
-        if is_whole(transaction):
+        if is_whole(transaction) and len(packed) < packs:
+            packed.append(transaction)
             storage.pack()
 
     storage.before = pack
-    with pytest.raises(DanglingReferenceError):
+    if packs < 10:
         connection.commit()
-    storage.before = None
+        assert len(packed) == packs
+    else:
+        with pytest.raises(WriteConflictError) as caught:
+            connection.commit()
+        assert len(packed) == 10
+        ahead = storage.committed[-2].created | storage.committed[-1].created
+        assert set(caught.value.oids or ()) == ahead
+        storage.before = None
+        connection.commit()
+    assert Connection(storage).root["blob"].read_bytes() == blob.read_bytes() == bytes(LARGE)
+
+
+def test_what_a_pack_removed_after_a_savepoint_is_a_conflict(
+    connection: Connection, storage: WatchedStorage
+) -> None:
+    connection.root["first"] = Blob(bytes(LARGE))
+    connection.savepoint()
+    connection.root["second"] = Blob(bytes(LARGE))
+    storage.pack()
+    with pytest.raises(WriteConflictError):
+        connection.commit()
+    connection.abort()
+    stored(connection, b"content")
+
+
+def test_what_else_a_pack_has_removed_is_told(
+    connection: Connection, storage: WatchedStorage
+) -> None:
+    connection.root["small"] = small = Counter()
     connection.commit()
-    assert len(blob.read_bytes()) == LARGE
+    del connection.root["small"]
+    connection.commit()
+    storage.pack()
+    connection.root["blob"] = Blob(bytes(LARGE))
+    connection.root["again"] = small
+    count = len(storage.committed)
+    with pytest.raises(DanglingReferenceError) as caught:
+        connection.commit()
+    assert caught.value.oids == [oid_of(small)]
+    assert len(storage.committed) == count + 2  # so it was not tried again
 
 
 def test_a_part_that_conflicts_for_no_reason_is_stored_again(

@@ -574,25 +574,53 @@ class BusyServer(SharedStorage):
 
     is_remote = True
     somebody: Callable[[], object] | None = None
+    reports: Sequence[bytes] = ()
+    """What the first step says has changed."""
 
     def end(self, handle_invalidations: Callable[[Sequence[bytes]], object] | None = None) -> None:
         if self.somebody is None:
             super().end(handle_invalidations)
             return
         self.somebody()
+        if self.reports and handle_invalidations is not None:
+            handle_invalidations(self.reports)
         raise WriteConflictError()
 
 
 def test_a_conflict_on_a_server_is_one_even_if_a_reference_dangles_by_now() -> None:
     shared = BusyServer()
     adapter = ClassicAdapter(shared)
-    a, b = create(adapter, 2)
-    shared.somebody = lambda: shared.change_elsewhere(b, None)
+    a, b, c = create(adapter, 3)
+    shared.somebody = lambda: shared.change_elsewhere(c, record_to_classic(c, make_record(1)))
     with pytest.raises(WriteConflictError):
         commit(adapter, {a: make_record(1, [b])})
+    shared.somebody = lambda: shared.change_elsewhere(b, None)
+    with pytest.raises(WriteConflictError):
+        commit(adapter, {a: make_record(1, [b])}, accessed=OidSet([a, b]))
     shared.somebody = list
-    with pytest.raises(DanglingReferenceError):
+    with pytest.raises(DanglingReferenceError) as caught:
         commit(adapter, {a: make_record(1, [b])})
+    assert caught.value.oids == [b]
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_dangling_reference_is_named_though_the_server_reports_what_the_pack_removed(
+    is_told: bool,
+) -> None:
+    shared = BusyServer()
+    adapter = ClassicAdapter(shared)
+    a, b = create(adapter, 2)
+
+    def pack() -> None:
+        shared.change_elsewhere(b, None)
+        if is_told:
+            shared.sync()
+
+    shared.somebody = pack
+    shared.reports = [b] if is_told else []
+    with pytest.raises(DanglingReferenceError) as caught:
+        commit(adapter, {a: make_record(1, [b])})
+    assert caught.value.oids == [b]
 
 
 def test_an_outcome_that_the_storage_does_not_know_gets_the_id_of_the_transaction(

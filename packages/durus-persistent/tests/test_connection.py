@@ -1,7 +1,9 @@
 """Connections: transactions, the cache, conflicts, failures that leave everything as it was."""
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -893,6 +895,43 @@ def test_an_object_dictionary_deletes() -> None:
     assert ROOT_OID not in dictionary
     assert len(dictionary) == 0
     assert obj is not None
+
+
+def test_an_object_dictionary_keeps_the_successor_of_an_object_that_died() -> None:
+    """As when another thread collects garbage, and tells of it late."""
+    dictionary = ObjectDictionary()
+    dictionary[ROOT_OID] = dead = Persistent()
+    (reference,) = dictionary.mapping.values()
+    del dead
+    assert dictionary.dead == [reference]
+    dictionary.dead.clear()
+    dictionary[ROOT_OID] = successor = Persistent()
+    dictionary.dead.append(reference)  # here it is told
+    assert len(dictionary) == 1
+    assert list(dictionary) == [ROOT_OID]
+    assert dictionary.get(ROOT_OID) is successor
+
+
+def test_an_object_is_never_two_though_garbage_is_collected_meanwhile(
+    storage: MemoryStorage, connection: Connection
+) -> None:
+    connection.root["it"] = Node(1, Node(2))
+    connection.commit()
+    oid = oid_of(connection.root["it"].next)
+    assert oid is not None
+    other = Connection(storage)
+    found: list[object] = []
+    node = Node(0)  # older than what it is garbage with, so that its death is told first
+    node.value = other.get(oid, Node)
+    node.value.value = node
+    other.changed.clear()
+    other.cache.recent_objects.discard(node.value)
+    witness = weakref.ref(node, lambda _: found.append(other.get(oid)))
+    del node
+    gc.collect()
+    assert witness() is None
+    assert found == [other.get(oid)]
+    assert found[0] is other.get(oid)
 
 
 # Walking and tools.

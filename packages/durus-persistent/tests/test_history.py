@@ -171,6 +171,20 @@ def test_it_can_begin_in_the_past(storage: MemoryStorage, connection: Connection
     assert history.tid == first
 
 
+def test_what_was_seen_elsewhere_may_leave_the_cache(
+    storage: MemoryStorage, connection: Connection
+) -> None:
+    save(connection, **{f"a{number}": number for number in range(50)})
+    save(connection, a0=-1)
+    history = HistoryConnection(storage, cache_size=10)
+    accounts = list(history.root.values())
+    assert [account.balance for account in accounts] == [-1, *range(1, 50)]
+    assert not any(map(is_ghost, accounts))
+    assert history.previous()
+    assert sum(map(is_ghost, accounts)) >= 25
+    assert [account.balance for account in accounts] == list(range(50))
+
+
 def test_it_is_read_only(storage: MemoryStorage, connection: Connection) -> None:
     save(connection, ann=1)
     save(connection, ann=2)
@@ -386,16 +400,46 @@ def test_what_comes_while_one_is_dealt_with_is_not_missed(
     assert found == tids
 
 
-def test_after_a_pack_it_says_what_to_do(storage: MemoryStorage, connection: Connection) -> None:
-    first = save(connection, ann=1)
-    following = follow(storage, connection.tid, timeout_s=None)
-    second = save(connection, ann=2)
+def test_what_a_pack_forgets_before_it_was_seen_comes_as_one(
+    storage: MemoryStorage, connection: Connection
+) -> None:
+    start = save(connection, ann=1, bob=1)
+    following = follow(storage, start, timeout_s=None)
+    save(connection, ann=2, lost=2)
+    connection.user, connection.note = "ann", "the last one"
+    connection.root["bob"].balance = 3
+    connection.commit()
+    del connection.root["lost"]
+    connection.note = "really"
+    packed = connection.commit()
+    assert packed is not None
     connection.pack()
-    for found in (following, follow(storage, first), follow(storage, NO_TID)):
+    later = save(connection, ann=4)
+    joined = next(following)
+    assert (joined.tid, joined.user, joined.note) == (packed, "ann", "really")
+    with Connection(storage, at=joined.tid) as past:
+        found = {name: account.balance for name, account in past.root.items()}
+        assert found == {"ann": 2, "bob": 3}
+        assert {*joined.oids} == {ROOT_OID, *map(oid_of, past.root.values())}
+    assert next(following).tid == later
+    assert tids_of(follow(storage, packed)) == [later]
+
+
+def test_when_a_pack_has_forgotten_too_much_it_says_what_to_do(storage: MemoryStorage) -> None:
+    create(storage, 0)
+    many = storage.reserve_oids(100_001)
+    packed = commit(storage, dict.fromkeys(many, make_record(0)), created=many).tid
+    storage.pack()
+    for since in (NO_TID, packed - 1):
         with pytest.raises(HistoryUnavailableError, match=r"build anew .* from a snapshot"):
-            next(found)
-    later = save(connection, ann=3)
-    assert tids_of(follow(storage, second)) == [later]
+            next(follow(storage, since))
+    later = commit(storage, {ROOT_OID: make_record(1)}).tid
+    assert tids_of(follow(storage, packed)) == [later]
+
+
+def test_a_time_that_is_no_number_is_refused(storage: MemoryStorage) -> None:
+    with pytest.raises(ValueError, match="timeout_s is a number of seconds, or None, not nan"):
+        follow(storage, NO_TID, timeout_s=float("nan"))
 
 
 def test_it_ends_when_the_storage_is_closed(storage: MemoryStorage, connection: Connection) -> None:

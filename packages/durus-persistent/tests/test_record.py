@@ -1,12 +1,14 @@
 """The classic record: what goes into one comes out, whatever the class pickle is like."""
 
 import io
+import os
 import pickle
+import zlib
 
 import pytest
 
 from durus.interfaces import Oid, Record
-from durus.record import join_record, record_from_classic, record_to_classic
+from durus.record import join_record, record_from_classic, record_to_classic, split_record
 
 
 class Outer:
@@ -17,8 +19,9 @@ class Outer:
 OID = Oid((7).to_bytes(8, "big"))
 SHARED = ["shared"]
 STATE = {"a": SHARED, "b": SHARED}
+CLASS = b"\x80\x02cdurus.persistent\nPersistent\n."
 CLASS_PICKLES = [
-    pytest.param(b"\x80\x02cdurus.persistent\nPersistent\n.", id="ours"),
+    pytest.param(CLASS, id="ours"),
     pytest.param(b"\x80\x02cdurus.persistent\nPersistent\nq\x00.", id="memoized"),
     pytest.param(pickle.dumps(Outer.Inner, 4), id="nested"),
     pytest.param(pickle.dumps(Outer.Inner, 2), id="nested-protocol-2"),
@@ -50,6 +53,23 @@ def test_durus_4_reads_the_state_after_the_class(class_pickle: bytes) -> None:
     loaded = unpickler.load()
     assert loaded == STATE
     assert loaded["a"] is loaded["b"]
+
+
+def test_what_is_compressed_already_is_not_compressed_once_more() -> None:
+    for content, gains in [
+        (os.urandom(1 << 18), False),
+        (bytes(1 << 18), True),
+        ((os.urandom(600) + bytes(600)) * 219, True),
+        (os.urandom(1 << 16) + bytes(3 << 16), True),
+        (os.urandom(1000), True),  # as 4.3 does
+    ]:
+        record = Record(CLASS, pickle.dumps(content, 4), b"")
+        data = join_record(record, compress=True)
+        assert data.startswith(CLASS + (b"x" if gains else b"\x80"))
+        assert split_record(data) == record
+    # It would be taken for compressed, if it stood there as it is.
+    no_pickle = Record(CLASS, zlib.compress(os.urandom(1 << 18)), b"")
+    assert split_record(join_record(no_pickle, compress=True)) == no_pickle
 
 
 def test_what_4_3_wrote_goes_back_byte_for_byte() -> None:

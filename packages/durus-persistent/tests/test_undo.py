@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from durus.classic import ClassicAdapter
 from durus.classic_storage import Storage as ClassicStorage
 from durus.connection import Connection
 from durus.error import (
     DurusError,
     HistoryUnavailableError,
+    StorageClosedError,
     StorageError,
     UndoError,
 )
@@ -92,6 +94,27 @@ def test_the_error_says_which_later_transaction_it_was(
     assert connection.root["ann"].balance == 3
 
 
+def test_when_it_is_refused_uncommitted_changes_stay(connection: Connection) -> None:
+    tid = deposit(connection, "ann", 1)
+    deposit(connection, "ann", 2)
+    connection.root["bob"].balance = 7
+    connection.note = "not yet"
+    with pytest.raises(UndoError):
+        connection.undo(tid)
+    assert (connection.root["bob"].balance, connection.note) == (7, "not yet")
+    connection.commit()
+    with Connection(connection.storage) as other:
+        assert other.root["bob"].balance == 7
+
+
+def test_after_close_nothing_is_undone(storage: MemoryStorage, connection: Connection) -> None:
+    tid = deposit(connection, "ann", 1)
+    connection.close()
+    with pytest.raises(StorageClosedError):
+        connection.undo(tid)
+    assert storage.tid == tid
+
+
 def test_what_was_created_stays_as_long_as_somebody_refers_to_it(
     storage: MemoryStorage, connection: Connection
 ) -> None:
@@ -112,8 +135,13 @@ def test_a_storage_without_history_says_so() -> None:
         def __init__(self) -> None:
             pass
 
-    with pytest.raises(HistoryUnavailableError, match="keeps no history"):
-        undo(ForgetfulStorage(), Tid(1))
+        def __str__(self) -> str:
+            return "forgetful"
+
+    storage = ForgetfulStorage()
+    for each in (storage, ClassicAdapter(storage)):
+        with pytest.raises(HistoryUnavailableError, match=r"^forgetful cannot undo.*a log or an S"):
+            undo(each, Tid(1))
 
 
 class RacingStorage(MemoryStorage):

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
@@ -79,10 +80,16 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
+def entries_of(folder: Path) -> list[dict[str, Any]]:
+    """What the manifest says of each file."""
+    files: list[dict[str, Any]] = json.loads((folder / "manifest.json").read_text())["files"]
+    return files
+
+
 def joined(folder: Path) -> bytes:
     """The log that the last full backup is, with its parts."""
     content = b""
-    for entry in json.loads((folder / "manifest.json").read_text())["files"]:
+    for entry in entries_of(folder):
         part = (folder / entry["name"]).read_bytes()
         content = part if entry["name"].startswith("full-") else content + part
     return content
@@ -118,8 +125,7 @@ def test_names_and_manifest_say_what_is_in_a_file(
     tids = [commit(storage, {oid: make_record(number)}).tid for number in range(3)]
     made = backup(path, folder)
     transactions = {t.tid: t for t in storage.transactions()}
-    manifest = json.loads((folder / "manifest.json").read_text())
-    full, part = manifest["files"]
+    full, part = entries_of(folder)
     assert full["name"] == f"full-{before}.durus"
     assert part["name"] == f"inc-{tids[0]}-{tids[2]}.part"
     assert (part["start"], part["end"]) == (full["end"], path.stat().st_size)
@@ -256,14 +262,32 @@ def test_another_database_in_its_place_is_a_full_backup(
     path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid, tmp_path: Path
 ) -> None:
     old = backup(path, folder).tid
+    assert restore(folder, target).other_databases == ()
+    target.unlink()
     with closing(FileStorage(tmp_path / "other")) as other:
-        create(other, 3)
+        number, *_ = create(other, 3)
+        before, between = other.tid, Tid(time.time_ns())
+        commit(other, {number: make_record("newest")})
     (tmp_path / "other").rename(tmp_path / "file")
     made = backup(tmp_path / "file", folder)
     assert (made.kind, made.reason) == ("full", "the last one is of another database")
-    assert restore(folder, target, at=old).tid == old
-    with closing(FileStorage(target)) as restored:
-        assert value(restored, oid) == 0
+    first, second = (e["database_id"] for e in entries_of(folder))
+    result = restore(folder, target)
+    assert (result.tid, result.database_id, result.other_databases) == (made.tid, second, (first,))
+    assert f" of database {second}, " in str(result)
+    target.unlink()
+    assert restore(folder, target, at=between).tid == before
+    target.unlink()
+    for at in (None, old, between, made.tid):
+        result = restore(folder, target, at=at, database=first)
+        assert (result.tid, result.database_id, result.other_databases) == (old, first, (second,))
+        with closing(FileStorage(target)) as restored:
+            assert value(restored, oid) == 0
+        target.unlink()
+    with pytest.raises(HistoryUnavailableError, match=f"there are backups of database {first}"):
+        restore(folder, target, at=old)
+    with pytest.raises(StorageOpenError, match=f"of database 00 in this .* {first} and {second}"):
+        restore(folder, target, database="00")
 
 
 def test_an_older_copy_in_its_place_is_a_full_backup(
@@ -516,6 +540,36 @@ def test_what_comes_before_damage_in_the_same_file_can_be_restored(
         restore(folder, target, at=tids[3])
 
 
+def test_zeros_at_the_end_of_a_part_are_not_taken_for_an_unfinished_tail(
+    path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
+) -> None:
+    backup(path, folder)
+    tids, ends = [], []
+    for number in range(4):
+        tids.append(commit(storage, {oid: make_record(number)}).tid)
+        ends.append(path.stat().st_size)
+    part = Path(backup(path, folder).path or "")
+    start = entries_of(folder)[1]["start"]
+    content = part.read_bytes()
+    sound = ends[1] - start
+    part.write_bytes(content[:sound] + bytes(len(content) - sound))
+    for at in tids[:2]:
+        assert restore(folder, target, at=at).tid == at
+        target.unlink()
+    for at in (Tid(tids[1] + 1), tids[2], Tid(tids[3] - 1), tids[3]):
+        with pytest.raises(CorruptionError) as caught:
+            restore(folder, target, at=at)
+        assert caught.value.path == str(part)
+        assert caught.value.offset == (sound if at < tids[3] else None)
+        assert "put back a copy" in str(caught.value)
+    for place in range(0, len(content), 31):
+        part.write_bytes(content[:place] + bytes(len(content) - place))
+        for at in tids:
+            with suppress(CorruptionError):
+                assert restore(folder, target, at=at).tid == at
+                target.unlink()
+
+
 def test_a_part_that_was_exchanged_is_found(
     path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
 ) -> None:
@@ -548,11 +602,11 @@ def test_damage_in_what_nobody_reads_is_found_too(
     assert names_in(target.parent) == []
 
 
-def edit_manifest(folder: Path, **values: object) -> None:
-    """Let it say something else of the first file, with a checksum that is right."""
+def edit_manifest(folder: Path, number: int = 0, **values: object) -> None:
+    """Let it say something else of a file, with a checksum that is right."""
     manifest = folder / "manifest.json"
     content = json.loads(manifest.read_text())
-    content["files"][0].update(values)
+    content["files"][number].update(values)
     content["sha256"] = backup_folder._checksum(content["files"])
     manifest.write_text(json.dumps(content))
 
@@ -606,6 +660,9 @@ def test_a_damaged_manifest_is_said_to_be_so(
     manifest = folder / "manifest.json"
     sound = manifest.read_bytes()
     broken_ones = [sound[:-20], b"", b"[]", b"{}", b"7", sound.replace(b"files", b"filez")]
+    broken_ones.append(200_000 * b"[")
+    edit_manifest(folder, surprise=1)
+    broken_ones.append(manifest.read_bytes())
     for place in range(0, len(sound), 5):
         content = bytearray(sound)
         content[place] ^= 1 << (place % 8)
@@ -623,13 +680,14 @@ def test_a_damaged_manifest_is_said_to_be_so(
             with pytest.raises((CorruptionError, UnsupportedFormatError)) as caught:
                 call()
             assert str(manifest) in str(caught.value)
+            assert "BackupFile" not in str(caught.value)
         assert contents_of(folder) == before
 
 
 def json_or_none(content: bytes) -> Any:
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -944,6 +1002,88 @@ def test_what_was_packed_away_is_found_in_earlier_backups_or_said_to_be_gone(
         assert value(restored, oid) == "seen"
 
 
+def test_what_was_packed_away_before_the_next_backup_is_not_what_was_there_before(
+    path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
+) -> None:
+    known = backup(path, folder).tid
+    quiet = Tid(time.time_ns())
+    tids = [commit(storage, {oid: make_record(number)}).tid for number in range(3)]
+    storage.pack()
+    backup(path, folder)
+    for at, tid in ((known, known), (quiet, known), (tids[2], tids[2])):
+        assert restore(folder, target, at=at).tid == tid
+        target.unlink()
+    for at in (tids[0], tids[1], Tid(tids[2] - 1)):
+        with pytest.raises(HistoryUnavailableError) as caught:
+            restore(folder, target, at=at)
+        assert f"history before tid {tids[2]} had been packed away" in str(caught.value)
+        assert f"what was there until tid {known} (" in str(caught.value)
+
+
+def test_a_clock_that_was_wrong_at_a_backup_makes_it_no_older_than_what_is_in_it(
+    path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
+) -> None:
+    backup(path, folder)
+    old = commit(storage, {oid: make_record("old")}).tid
+    backup(path, folder)
+    commit(storage, {oid: make_record("new")})
+    storage.pack()
+    backup(path, folder)
+    edit_manifest(folder, 2, made_ns=1)
+    assert restore(folder, target, at=old).tid == old
+    with closing(FileStorage(target)) as restored:
+        assert value(restored, oid) == "old"
+
+
+def test_a_backup_that_is_not_needed_may_be_missing_or_damaged(
+    path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
+) -> None:
+    tids = [storage.tid]
+    for full in (False, False, True, False):
+        tids.append(commit(storage, {oid: make_record(0)}).tid)
+        between = commit(storage, {oid: make_record(0)}).tid
+        tids.append(between)
+        backup(path, folder, full=full)
+    files = [folder / entry["name"] for entry in entries_of(folder)]
+    assert [file.name[:4] for file in files] == ["full", "inc-", "full", "inc-"]
+    # What each can be restored without: the later full backup has all that the older one has.
+    for file, unavailable in zip(files, ([], [], tids[5:], tids[7:]), strict=True):
+        sound = file.read_bytes()
+        for content in (None, bytes(len(sound)), sound[:-100] + bytes(100), sound + b"x"):
+            if content is None:
+                file.unlink()
+            else:
+                file.write_bytes(content)
+            for at in tids:
+                if at in unavailable and content is None:
+                    with pytest.raises(StorageOpenError, match=file.name):
+                        restore(folder, target, at=at)
+                    continue
+                with suppress(CorruptionError, StorageOpenError):
+                    assert restore(folder, target, at=at).tid == at
+                    target.unlink()
+                    continue
+                assert at in unavailable
+            file.write_bytes(sound)
+
+
+def test_another_full_backup_is_not_taken_for_one_of_the_same_history(
+    path: Path, folder: Path, target: Path, oid: Oid
+) -> None:
+    older = path.read_bytes()
+    with closing(FileStorage(path)) as storage:
+        undone = [commit(storage, {oid: make_record("undone")}).tid for _ in range(2)]
+    full = Path(backup(path, folder).path or "")
+    path.write_bytes(older)
+    with closing(FileStorage(path)) as storage:
+        commit(storage, {oid: make_record("branch")})
+    backup(path, folder)
+    full.unlink()
+    for at in undone:
+        with pytest.raises(StorageOpenError, match="this backup is missing"):
+            restore(folder, target, at=at)
+
+
 def test_what_was_undone_by_an_older_copy_is_there_for_its_time_only(
     path: Path, folder: Path, target: Path, oid: Oid
 ) -> None:
@@ -953,7 +1093,7 @@ def test_what_was_undone_by_an_older_copy_is_there_for_its_time_only(
     backup(path, folder)
     path.write_bytes(older)
     backup(path, folder)
-    first, second = json.loads((folder / "manifest.json").read_text())["files"]
+    first, second = entries_of(folder)
     for at, expected in [
         (undone + 1, "undone"),
         (first["made_ns"], "undone"),
@@ -1060,6 +1200,76 @@ def test_many_parts_need_few_open_files(
     assert list(verify_backup(folder, system=system)) == []
     assert system.syncs == 1
     assert system.opened_max < 8
+
+
+# What a restore makes aside
+
+
+def aside_of(target: Path) -> Path:
+    return target.with_name(f".durus-{target.name}.new")
+
+
+def test_what_a_killed_restore_has_left_goes_with_the_next_one(
+    path: Path, folder: Path, target: Path, oid: Oid
+) -> None:
+    backup(path, folder)
+    aside_of(target).write_bytes(b"half")
+    restore(folder, target)
+    assert names_in(target.parent) == [target.name]
+
+
+def test_of_two_restorations_to_one_name_the_second_is_refused(
+    path: Path, folder: Path, target: Path, oid: Oid
+) -> None:
+    backup(path, folder)
+
+    def try_another(progress: Progress) -> None:
+        assert aside_of(target).exists()
+        with pytest.raises(StorageLockedError, match="another process is restoring to this name"):
+            restore(folder, target)
+
+    restore(folder, target, progress=try_another)
+    assert target.read_bytes() == path.read_bytes()
+    assert names_in(target.parent) == [target.name]
+    with closing(FileStorage(target)) as restored:
+        commit(restored, {oid: make_record("new")})
+
+
+def test_of_read_only_backups_a_database_is_made_that_its_owner_may_write(
+    path: Path, folder: Path, target: Path, oid: Oid
+) -> None:
+    Path(backup(path, folder).path or "").chmod(0o440)
+    restore(folder, target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+def test_a_mark_of_its_own_is_synced_before_the_file_appears_for_all(
+    path: Path, folder: Path, target: Path, storage: FileStorage, oid: Oid
+) -> None:
+    class Noting(OperatingSystem):
+        calls: list[str] = []
+
+        def append(self, fd: int, content: bytes | memoryview) -> int:
+            self.calls.append("append")
+            return super().append(fd, content)
+
+        def sync(self, fd: int) -> None:
+            self.calls.append("sync")
+            super().sync(fd)
+
+        def link(self, source: str, target: str) -> None:
+            self.calls.append("link")
+            super().link(source, target)
+
+        def unlock(self, fd: int) -> None:
+            self.calls.append("unlock")
+            super().unlock(fd)
+
+    at = storage.tid
+    commit(storage, {oid: make_record("newer")})
+    backup(path, folder)
+    restore(folder, target, at=at, system=Noting())
+    assert Noting.calls == ["append", "sync", "append", "sync", "link", "unlock"]
 
 
 # When calls of the operating system fail
@@ -1185,7 +1395,21 @@ def test_a_full_disk_is_foreseen(path: Path, folder: Path, oid: Oid) -> None:
         def free_space(self, path: str) -> int:
             return 1000
 
-    with pytest.raises(StorageError, match="MiB are free there; no backup was made"):
+    size = path.stat().st_size
+    needs = f"takes {size} bytes, 1,048,576 are left to others, and 1,000 are free there"
+    with pytest.raises(StorageError, match=f"{needs}; no backup was made"):
+        backup(path, folder, system=Full())
+    assert names_in(folder) == []
+
+
+def test_a_disk_that_is_full_all_the_same_names_the_file(
+    path: Path, folder: Path, oid: Oid
+) -> None:
+    class Full(OperatingSystem):
+        def append(self, fd: int, content: bytes | memoryview) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StorageError, match=rf"No space left .*: '{folder}/backup.new'"):
         backup(path, folder, system=Full())
     assert names_in(folder) == []
 

@@ -478,17 +478,25 @@ def test_a_backup_of_a_compressed_file_is_restored(packed: Path, tmp_path: Path)
     assert target.read_bytes() == packed.read_bytes()
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("dictionary", [None, b"", "its own"])
 def test_conversion_reads_what_is_compressed_and_writes_as_it_is_told(
-    packed: Path, tmp_path: Path, compression: Compression
+    packed: Path, tmp_path: Path, dictionary: bytes | str | None
 ) -> None:
     target = tmp_path / "target"
     with read_log(str(packed)) as database:
-        write_log(str(target), database, compression=compression)
+        assert database.dictionary == dictionary_of(packed) != b""
+        if not isinstance(dictionary, str):
+            database = replace(database, dictionary=dictionary)
+        write_log(str(target), database)
     assert read_all(target) == read_all(packed)
-    assert codecs(target).get(1, 0) == (compression == "zstd")  # of the long one
-    assert dictionary_of(target) == {"none": None, "zstd": b""}[compression]
+    assert dictionary_of(target) == database.dictionary
     assert list(verify_file(str(target))) == []
+    if dictionary is None:
+        assert codecs(target).keys() == {0}
+    elif dictionary == b"":
+        assert codecs(target)[1] == 1  # the long one
+    else:
+        assert codecs(target) == codecs(packed)
 
 
 # Damage
@@ -549,6 +557,23 @@ def test_a_block_that_cannot_be_unpacked_is_damage_with_oid_tid_and_offset(
         with pytest.raises(CorruptionError):
             value(storage, oid)
     packed.unlink()
+
+
+@pytest.mark.parametrize("compression", [None, "none", "zstd"])
+def test_a_compressed_record_of_nothing_is_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch, compression: Compression | None
+) -> None:
+    with monkeypatch.context() as context, closing(FileStorage(path, compression="zstd")) as made:
+        (oid,) = create(made, 1)
+        context.setattr(log_codec.RecordCodec, "compress", lambda *parts: (1, b""))
+        commit(made, {oid: make_record("value")})
+    with closing(FileStorage(path, compression=compression)) as storage:
+        with pytest.raises(CorruptionError, match=r"oid 1, .*the record is wrong"):
+            storage.pack()
+        with pytest.raises(CorruptionError, match=r"oid 1, .*the record is wrong"):
+            value(storage, oid)
+    assert [finding.oid for finding in verify_file(str(path))] == [oid]
+    path.unlink()
 
 
 def test_a_damaged_dictionary_is_found_when_the_file_is_opened(packed: Path) -> None:

@@ -187,8 +187,9 @@ def test_it_finds_the_newest_transaction_up_to_a_tid(path: Path, seed: int) -> N
     path.write_bytes(written.content)
     for tid in range(written.tid + 2):
         log = CheckedLog(open_file(path))
-        log.find_last(Tid(tid), len(written.content))
+        is_certain = log.find_last(Tid(tid), len(written.content))
         older = [head for head in written.visible if head.tid <= tid]
+        assert is_certain == (tid <= written.visible[-1].tid)
         assert log.last == (older[-1] if older else None)
 
 

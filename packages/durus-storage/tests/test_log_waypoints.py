@@ -112,18 +112,47 @@ def test_whoever_comes_by_the_waypoints_are_the_same() -> None:
         some.note(found)
     for found in [*heads[::-1], *heads]:
         all_of_them.note(found)
-    tids = all_of_them.between(NO_TID, Tid(1000))
+    tids = all_tids(all_of_them)
     assert tids == sorted(set(tids))
     assert len(tids) == 100 * step // log_waypoints._DISTANCE
-    assert some.between(NO_TID, Tid(1000)) == [tid for tid in tids if tid >= 150]
-    assert some.find_end(Tid(1)) == heads[some.between(NO_TID, Tid(1000))[0] - 100].end
-    assert all_of_them.find_end(Tid(tids[3] + 1)) == heads[tids[4] - 100].end
-    assert all_of_them.find_end(Tid(1000)) is None
+    assert all_tids(some) == [tid for tid in tids if tid >= 150]
+    for waypoints in (some, all_of_them):
+        for tid in range(100, 200):
+            waypoint = waypoints.find(Tid(tid))
+            later = [t for t in all_tids(waypoints) if t >= tid]
+            assert (waypoint and waypoint.tid) == (later[0] if later else None)
+            assert waypoint is None or waypoint.end == heads[waypoint.tid - 100].end
 
 
-def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_waypoints, "_COUNT_MAX", 5)
+def all_tids(waypoints: Waypoints) -> list[Tid]:
+    tids: list[Tid] = []
+    while waypoint := waypoints.find(Tid(tids[-1] + 1 if tids else NO_TID)):
+        tids.append(waypoint.tid)
+    return tids
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("size", [0.1, 1, 3.7])
+def test_when_there_are_too_many_they_are_farther_apart(
+    monkeypatch: pytest.MonkeyPatch, size: float, order: int
+) -> None:
+    monkeypatch.setattr(log_waypoints, "_COUNT_MAX", 20)
     waypoints = Waypoints()
-    for i in range(20):
-        waypoints.note(head(100 - i, i * log_waypoints._DISTANCE, log_waypoints._DISTANCE))
-    assert waypoints.between(NO_TID, Tid(1000)) == [Tid(tid) for tid in range(96, 101)]
+    step = int(size * log_waypoints._DISTANCE)
+    heads = [head(100 + i, i * step, step) for i in range(1000)]
+    for found in heads[::order]:
+        waypoints.note(found)
+        assert len(waypoints._tids) <= 20
+    tids = all_tids(waypoints)
+    farthest = max(later - tid for tid, later in zip([100, *tids], [*tids, 1099], strict=True))
+    assert farthest < 250  # they are everywhere, and none is left out for being too old or new
+    for found in heads:
+        waypoints.note(found)
+    assert all_tids(waypoints) == tids or size > 1
+
+
+def test_walking_back_appends_to_what_is_noted() -> None:
+    waypoints = Waypoints()
+    for tid in range(20, 0, -1):
+        waypoints.note(head(tid, tid * log_waypoints._DISTANCE - 1, 2))
+    assert list(waypoints._tids) == list(range(20, 0, -1))

@@ -30,12 +30,15 @@ from durus.error import (
     StorageError,
     StorageLockedError,
     StorageOpenError,
+    UndoError,
     UnsupportedFormatError,
     WriteConflictError,
 )
 from durus.file_format import recognise
+from durus.history import follow, undo
 from durus.interfaces import (
     CHANGES_MAX,
+    NO_TID,
     OID_LIMIT,
     ROOT_OID,
     HistoryStorage,
@@ -329,6 +332,22 @@ def test_commits_that_a_read_only_folder_hides_are_not_passed_over(tmp_path: Pat
     ):
         SqliteStorage(path, readonly=True)
     folder.chmod(0o777)
+
+
+@pytest.mark.parametrize("tid", [2**63 - 1, 2**63, 2**70])
+def test_tids_that_sqlite_cannot_hold_are_just_large(path: Path, tid: int) -> None:
+    with closing(SqliteStorage(path)) as storage:
+        (a,) = create(storage, 1)
+        newest = commit(storage, {a: make_record(1)}).tid
+        assert list(storage.transactions(Tid(tid))) == []
+        assert [t.tid for t in storage.transactions(newest, Tid(tid))] == [newest]
+        assert storage.changes(NO_TID, Tid(tid)) == frozenset({ROOT_OID, a})
+        assert storage.changes(Tid(tid), Tid(tid + 1)) == frozenset()
+        with closing(storage.snapshot(Tid(tid))) as snapshot:
+            assert snapshot.tid == newest
+        with pytest.raises(UndoError, match="no such transaction"):
+            undo(storage, Tid(tid))
+        assert list(follow(storage, tid)) == []
 
 
 def test_what_is_left_of_another_database_is_not_mixed_into_a_new_one(path: Path) -> None:

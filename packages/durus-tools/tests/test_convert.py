@@ -468,6 +468,20 @@ def test_a_format_that_cannot_be_written_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_compression_that_there_cannot_be_is_refused(
+    tmp_path: Path, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(ValueError, match="'zstd' or 'none', not 'zlib'"):
+        convert(sources["log"], target, compression="zlib")  # type: ignore[arg-type]  # see name
+    with pytest.raises(ValueError, match=r"only a log can be compressed, .* 'dfs20'"):
+        convert(sources["log"], target, to="dfs20", compression="zstd")
+    monkeypatch.setattr("durus.convert.has_library", lambda: False)
+    with pytest.raises(StorageError, match="needed to compress records"):
+        convert(sources["log"], target, compression="zstd")
+    assert list(tmp_path.iterdir()) == []
+
+
 @formats
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "of the caller's")])
 def test_an_interrupted_conversion_leaves_nothing(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from durus.connection import Connection
 from durus.file import File
 from durus.file_format import recognise
 from durus.interfaces import ROOT_OID
@@ -50,6 +51,36 @@ def test_the_summary_is_there_as_json(durus: Durus, database: Path) -> None:
         "history": False,
         "warnings": [],
     }
+
+
+def test_compression_is_chosen_or_as_in_the_source(durus: Durus, database: Path) -> None:
+    with Connection(database) as connection:
+        connection.root["long"] = "a sentence that is repeated; " * 1000
+        connection.commit()
+    plain = database.stat().st_size
+    source = database
+    for number, (options, is_small) in enumerate(
+        [
+            ([], False),
+            (["--compression", "zstd"], True),
+            ([], True),
+            (["--no-history"], True),
+            (["--compression", "none"], False),
+            (["--compression", "none", "--to", "sqlite"], False),
+        ]
+    ):
+        target = database.with_name(str(number))
+        finished = durus("convert", source, target, *options)
+        assert (finished.returncode, finished.stderr) == (0, "")
+        assert (target.stat().st_size < plain / 10) == is_small
+        assert durus("verify", target).returncode == 0
+        source = target
+    finished = durus(
+        "convert", source, database.with_name("no"), "--to", "shelf", "--compression=zstd"
+    )
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "--compression is for logs, and not for --to shelf" in finished.stderr
+    assert not database.with_name("no").exists()
 
 
 def test_a_file_of_python_2_is_noticed(durus: Durus, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from durus.commands.moments import WHEN, show_time
+from durus.commands.moments import WHEN, WHEN_OR_NUMBER, show_time
 from durus.connection import Connection
 from durus.file_storage import FileStorage
 from durus.interfaces import Tid
@@ -110,8 +110,53 @@ def test_a_transaction_is_undone(durus: Durus, database: Path, tids: list[Tid]) 
     assert again.returncode == 2
     assert "changed later" in again.stderr
     assert str(database) in again.stderr
+    assert again.stderr.endswith("undo the later ones first (1 object, by oid: 0)\n")
     unknown = durus("undo", database, "5")
     assert "there is no such transaction" in unknown.stderr
+
+
+@pytest.mark.parametrize("tid", [5, 2**63, 2**64])
+def test_a_transaction_in_sqlite_that_is_not_there_is_not_undone(
+    durus: Durus, tmp_path: Path, tid: int
+) -> None:
+    path = tmp_path / "file.sqlite"
+    with FileStorage(path, format="sqlite") as storage:
+        Connection(storage).commit()
+    finished = durus("undo", path, str(tid))
+    assert finished.returncode == 2
+    assert finished.stderr.startswith(f"durus: {path}: transaction {tid} cannot be undone: there")
+    assert durus("history", path, "--since", "9" * 20).stdout == f"{path}: no transactions\n"
+    assert "1 object" in durus("history", path, "--until", "9" * 20).stdout
+
+
+@pytest.mark.parametrize("format", ["shelf", "dfs20"])
+def test_files_of_4_x_have_no_undo(durus: Durus, tmp_path: Path, format: str) -> None:
+    path = tmp_path / "file"
+    with FileStorage(path, format=format) as storage:
+        connection = Connection(storage)
+        for number in range(3):
+            connection.root["number"] = number
+            connection.commit()
+    assert durus("history", path, "--since", "2").stdout.splitlines()[-1] == "2  1 object"
+    finished = durus("undo", path, "2")
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        f"durus: {path}: undo is for logs and SQLite files, and this is neither; 'durus convert' "
+        "makes one of it\n"
+    )
+
+
+def test_a_number_that_is_no_tid_is_not_taken_for_one(
+    durus: Durus, database: Path, tids: list[Tid]
+) -> None:
+    before = database.read_bytes()
+    for number in ("30", "20261101"):
+        refused = durus("pack", database, "--keep", number)
+        assert refused.returncode == 2
+        assert f"'{number}' would be a tid" in refused.stderr
+        assert "'30d' is so many days ago, and '2026-11-30' a date" in refused.stderr
+    assert database.read_bytes() == before
+    assert "would be a tid" in durus("history", database, "--since", "20261101").stderr
 
 
 def test_history_is_kept_by_a_pack_if_asked(durus: Durus, database: Path, tids: list[Tid]) -> None:
@@ -124,7 +169,7 @@ def test_history_is_kept_by_a_pack_if_asked(durus: Durus, database: Path, tids: 
         assert Connection(storage, at=tids[2]).root["number"] == 2
     refused = durus("pack", "--keep", "1h", "--port", "1")
     assert refused.returncode == 2
-    assert "a server keeps no history" in refused.stderr
+    assert "are for a FILE" in refused.stderr
 
 
 def test_a_file_without_history_keeps_none(durus: Durus, tmp_path: Path) -> None:
@@ -178,12 +223,67 @@ def test_backups_are_made_checked_and_restored(
 def test_a_wrong_number_of_paths_is_a_mistake(durus: Durus, database: Path) -> None:
     assert "give SOURCE and FOLDER" in durus("backup", database).stderr
     assert "give FOLDER" in durus("backup", "--verify", database, database).stderr
+    assert "--full means nothing" in durus("backup", "--verify", "--full", database).stderr
+
+
+def test_of_a_folder_with_backups_of_two_databases_one_is_chosen(
+    durus: Durus, database: Path, tids: list[Tid], tmp_path: Path
+) -> None:
+    folder, target, other = (tmp_path / name for name in ("backups", "restored", "other.durus"))
+    durus("backup", database, folder)
+    with Connection(other) as connection:
+        connection.root["number"] = 7
+        connection.commit()
+    durus("backup", other, folder)
+    restored = durus("restore", folder, target, "--json")
+    report = json.loads(restored.stdout)
+    (first,) = report["other_databases"]
+    assert report == {
+        "source": str(folder),
+        "target": str(target),
+        "size": target.stat().st_size,
+        "tid": report["tid"],
+        "database_id": report["database_id"],
+        "other_databases": [first],
+    }
+    assert number_in(target) == 7
+    assert restored.stderr == (
+        f"durus: {folder} has backups of several databases; this is {report['database_id']}, that "
+        f"of the newest one (--database {first} restores another)\n"
+    )
+    target.unlink()
+    assert durus("restore", folder, target, "--database", first).stderr == ""
+    assert number_in(target) == 3
+
+
+@pytest.mark.parametrize("command", ["verify", "stats"])
+def test_a_folder_of_backups_is_read_by_other_commands(
+    durus: Durus, database: Path, tmp_path: Path, command: str
+) -> None:
+    folder = tmp_path / "backups"
+    durus("backup", database, folder)
+    finished = durus(command, folder)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == (
+        f"durus: {folder}: this is a folder of backups: 'durus backup --verify' checks it, and "
+        "'durus restore' makes a database of it\n"
+    )
+
+
+def test_a_backup_that_is_missing_is_said_in_options(
+    durus: Durus, database: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "backups"
+    durus("backup", database, folder)
+    next(folder.glob("full-*")).unlink()
+    assert "A new full backup (--full) does not need it" in durus("backup", database, folder).stderr
 
 
 @pytest.mark.parametrize(
     ("text", "when"),
     [
-        ("17", 17),
+        ("1796073391926227165", 1796073391926227165),
+        ("9" * 30, 10**30 - 1),
         ("1.5h", timedelta(minutes=90)),
         ("30d", timedelta(days=30)),
         ("90min", timedelta(minutes=90)),
@@ -195,10 +295,24 @@ def test_moments(text: str, when: When) -> None:
     assert WHEN.convert(text, None, None) == when
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "-1d", "3 d", "1e400d", "9" * 400 + "d", "²"])
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "-1d", "3 d", "1e400d", "9" * 400 + "d", "²", "9" * 5000]
+)
 def test_what_is_no_moment_is_a_mistake(text: str) -> None:
     with pytest.raises(click.BadParameter, match="no tid, no time"):
         WHEN.convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["0", "30", "20261101", "1796073391926"])
+def test_small_numbers_are_no_moments(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="would be a tid"):
+        WHEN.convert(text, None, None)
+
+
+def test_transactions_of_4_x_are_numbered() -> None:
+    assert WHEN_OR_NUMBER.convert("17", None, None) == 17
+    with pytest.raises(click.BadParameter, match="would be a tid"):
+        WHEN_OR_NUMBER.convert("20261101", None, None)
 
 
 def test_a_time_is_shown_as_it_can_be_typed() -> None:

@@ -57,6 +57,39 @@ def test_a_file_of_4_x_that_is_open_elsewhere_is_not_packed(durus: Durus, tmp_pa
     assert finished.stdout == ""
 
 
+def test_compression_is_chosen(durus: Durus, database: Path) -> None:
+    with Connection(database) as connection:
+        connection.root["long"] = "a sentence that is repeated; " * 1000
+        connection.commit()
+    plain = database.stat().st_size
+    for options, is_small in [
+        (["--compression", "zstd"], True),
+        ([], True),
+        (["--compression", "none"], False),
+        ([], False),
+    ]:
+        finished = durus("pack", database, *options)
+        assert (finished.returncode, finished.stderr) == (0, "")
+        assert (database.stat().st_size < plain / 10) == is_small
+        with FileStorage(database) as storage:  # what comes is stored in the same manner
+            assert storage._choose_codec() is not None if is_small else True
+            assert Connection(storage).get_root()["long"].startswith("a sentence")
+
+
+def test_compression_is_for_logs(durus: Durus, tmp_path: Path) -> None:
+    path = tmp_path / "file.shelf"
+    FileStorage(path, format="shelf").close()
+    before = path.read_bytes()
+    finished = durus("pack", path, "--compression", "zstd")
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == f"durus: {path}: --compression is for logs, and this is none\n"
+    assert path.read_bytes() == before
+    assert "are for a FILE" in durus("pack", "--port", "1", "--compression", "none").stderr
+    missing = durus("pack", tmp_path / "missing", "--compression", "zstd")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert not (tmp_path / "missing").exists()
+
+
 def test_a_database_without_a_root_stays_without(durus: Durus, tmp_path: Path) -> None:
     path = tmp_path / "new.durus"
     FileStorage(path).close()

@@ -24,7 +24,7 @@ from durus.interfaces import Storage
 from durus.logger import log, logger
 from durus.protocol1 import VERSION, serve
 from durus.server_hub import Hub
-from durus.server_requests import ClientError, Quit, Request
+from durus.server_requests import ClientError, Quit, Refuse, Request
 from durus.server_stream import ServerStream, converse
 from durus.socket_address import DEFAULT_HOST, DEFAULT_PORT, InheritedSocket, SocketAddress
 from durus.systemd_socket import get_systemd_socket
@@ -223,7 +223,7 @@ class StorageServer:
             stream.stop()
         try:
             self.address.set_connection_options(connection)
-            await self._talk(stream)
+            await self._talk(stream, name)
         except EOFError as end:
             log(DEBUG, "%s: %s", name, end)
         except ClientError as error:
@@ -239,7 +239,7 @@ class StorageServer:
             await stream.close()
             self._streams.discard(stream)
 
-    async def _talk(self, stream: ServerStream) -> None:
+    async def _talk(self, stream: ServerStream, name: str) -> None:
         hub = self._hub
         client = await hub.join()
 
@@ -247,6 +247,9 @@ class StorageServer:
             if isinstance(request, Quit):
                 log(INFO, "Quit")
                 self._stopping.set()
+                return None
+            if isinstance(request, Refuse):
+                log(WARNING, "%s: %s", name, request.reason)
                 return None
             return await hub.answer(client, request)
 

@@ -244,8 +244,8 @@ class ClientStorage(Storage):
             raise WriteConflictError()
         if outcome is CommitOutcome.REFUSED:
             raise StorageError(
-                f"{self.address}: the server did not commit the transaction, and nothing has "
-                "changed; its log says why"
+                f"{self.address}: the server did not commit the transaction, of "
+                f"{len(message) - 4:,} bytes, and nothing has changed; its log says why"
             )
 
     def _receive_outcome(self) -> CommitOutcome:

@@ -12,7 +12,12 @@ from typing import Any, Final
 
 from durus.error import ProtocolError, format_oid
 from durus.interfaces import OID_LIMIT, Oid, Record
-from durus.record import record_from_classic, record_to_classic, split_oids
+from durus.record import (
+    StateTooLargeError,
+    record_from_classic,
+    record_to_classic,
+    split_oids,
+)
 from durus.server_requests import (
     OIDS_MAX,
     ClientError,
@@ -26,6 +31,7 @@ from durus.server_requests import (
     NewOids,
     Pack,
     Quit,
+    Refuse,
     Sync,
     ask,
 )
@@ -69,6 +75,7 @@ QUIT: Final = b"Q"
 _NEW_OIDS_MAX: Final = 255
 """More do not fit into the one byte of `M`."""
 _COMPUTED_AT_ONCE_MAX_BYTES: Final = 1 << 14
+_SKIPPED_AT_ONCE_BYTES: Final = 1 << 16
 
 _STATUS_OF: Final = {
     LoadFailure.MISSING: STATUS_KEYERROR,
@@ -100,11 +107,11 @@ def encode_transaction(records: Mapping[bytes, bytes]) -> bytes:
     return b"".join(parts)
 
 
-def decode_transaction(content: bytes, bytes_max: int) -> dict[Oid, Record]:
+def decode_transaction(content: bytes, bytes_max: int) -> dict[Oid, Record] | None:
     """The records in such a message, of which `content` is all but the first 4 bytes.
 
-    ClientError when it is malformed, names an oid twice or one that there cannot be, or when the
-    pickles, some of which may be compressed, have more than `bytes_max` bytes together.
+    None when the pickles, some of which may be compressed, have more than `bytes_max` bytes
+    together.  ClientError when it is malformed, names an oid twice or one that there cannot be.
     """
     writes: dict[Oid, Record] = {}
     for oid, classic in _split_transaction(content):
@@ -116,6 +123,8 @@ def decode_transaction(content: bytes, bytes_max: int) -> dict[Oid, Record]:
             raise ClientError(f"its record of object {format_oid(oid)} is cut off")
         try:
             found, record = record_from_classic(classic, state_bytes_max=bytes_max)
+        except StateTooLargeError:
+            return None
         except ValueError as error:
             raise ClientError(f"its record of object {format_oid(oid)} is none: {error}") from error
         if found != oid:
@@ -226,8 +235,8 @@ def _receive_oids() -> Generator[Receive, Any, list[Oid]]:
 def serve(commit_bytes_max: int) -> Conversation[None]:
     """What a server says to one client, until the client ends it.
 
-    ClientError when the client does what it must not; a transaction larger than
-    `commit_bytes_max` is such a thing.
+    commit_bytes_max: larger transactions are refused.
+    ClientError when the client does what it must not.
     """
     handlers: dict[bytes, Callable[[], Conversation[None]]] = {
         b"V": _handle_version,
@@ -287,20 +296,30 @@ def _handle_sync() -> Conversation[None]:
 def _handle_commit(bytes_max: int) -> Conversation[None]:
     yield Send(_encode_oids((yield from ask(Sync()))))
     size = str_to_int4((yield from receive(4)))
-    if size > bytes_max:
-        raise ClientError(
-            f"its transaction has {size:,} bytes, and more than {bytes_max:,} are not accepted"
-        )
     if size == 0:
         return
-    content = yield from receive(size)
-    if size <= _COMPUTED_AT_ONCE_MAX_BYTES:
-        writes = decode_transaction(content, bytes_max)
+    writes = None
+    if size > bytes_max:
+        yield from _skip(size)
     else:
-        writes = yield from ask(Compute(partial(decode_transaction, content, bytes_max)))
-    del content  # it may be large, and the records are copies
-    outcome = yield from ask(Commit(writes, size))
+        content = yield from receive(size)
+        if size <= _COMPUTED_AT_ONCE_MAX_BYTES:
+            writes = decode_transaction(content, bytes_max)
+        else:
+            writes = yield from ask(Compute(partial(decode_transaction, content, bytes_max)))
+        del content  # it may be large, and the records are copies
+    if writes is None:
+        reason = f"more than {bytes_max:,}, also after decompression, are not accepted"
+        yield from ask(Refuse(f"its transaction has {size:,} bytes, and {reason}"))
+        outcome = CommitOutcome.REFUSED
+    else:
+        outcome = yield from ask(Commit(writes, size))
     yield Send(_STATUS_OF[outcome])
+
+
+def _skip(size: int) -> Conversation[None]:
+    while size:
+        size -= len((yield from receive(min(size, _SKIPPED_AT_ONCE_BYTES))))
 
 
 def _handle_pack() -> Conversation[None]:

@@ -25,6 +25,7 @@ __all__ = [
     "NewOids",
     "Pack",
     "Quit",
+    "Refuse",
     "Request",
     "Sync",
     "ask",
@@ -100,6 +101,13 @@ class Pack(Request[bool]):
 @dataclass(frozen=True, slots=True)
 class Quit(Request[None]):
     """Stop the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Request[None]):
+    """Log why the client's transaction is refused without a look at it."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

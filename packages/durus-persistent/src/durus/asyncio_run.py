@@ -29,6 +29,8 @@ async def run_in_thread(run: Callable[[], T], cancellation: Cancellation) -> T:
             while not future.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([future])
+        else:
+            future.cancel()  # so that `run` is never called, if it still waits for a thread
         raise
 
 

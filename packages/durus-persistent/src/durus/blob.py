@@ -10,7 +10,9 @@ object of its own, so that pack, history, conversion and backup need to know not
     * Reading keeps no more than one chunk in memory, and none in the cache.
 """
 
+import errno
 import io
+import operator
 import os
 import shutil
 from collections.abc import Iterator
@@ -36,6 +38,9 @@ __all__ = ["CHUNK_SIZE", "Blob", "BlobChunk"]
 
 CHUNK_SIZE: Final = PLACE_SIZE
 """The bytes of a chunk, if nobody asks for smaller ones."""
+
+_CHUNKS_MAX: Final = 1 << 24
+"""Of a blob, whose list of them is one record."""
 
 
 class BlobChunk(PersistentObject):
@@ -101,8 +106,10 @@ class Blob(PersistentObject):
     def __init__(self, content: "Buffer" = b"", *, chunk_size: int = CHUNK_SIZE) -> None:
         """A new blob.
 
-        chunk_size: a change of a byte stores so many; up to `CHUNK_SIZE`.
+        chunk_size: a change of a byte stores so many; up to `CHUNK_SIZE`.  There are 2**24 chunks
+            at most: 4 TiB, if they are not smaller.
         """
+        chunk_size = operator.index(chunk_size)
         if not 1 <= chunk_size <= CHUNK_SIZE:
             raise ValueError(f"chunks have 1 to {CHUNK_SIZE:,} bytes, not {chunk_size!r}")
         self._content = 0, chunk_size, ()
@@ -121,9 +128,6 @@ class Blob(PersistentObject):
     def size(self) -> int:
         """The number of bytes."""
         return self._read_content()[0]
-
-    def __len__(self) -> int:
-        return self.size
 
     def read_bytes(self) -> bytes:
         """All of the content, for small blobs."""
@@ -257,6 +261,7 @@ class _BlobFile(io.RawIOBase):
         with self._changing():
             if self._kind == "a":
                 self._position = self._size
+            self._check_size(self._position + 1)
             self._grow(self._position)
             index, offset = divmod(self._position, self._chunk_size)
             self._select(index)
@@ -275,6 +280,7 @@ class _BlobFile(io.RawIOBase):
         if size < 0:
             raise ValueError(f"a file has no size {size}")
         with self._changing():
+            self._check_size(size)
             self._grow(size)
             if size < self._size:
                 self._deselect()
@@ -286,6 +292,15 @@ class _BlobFile(io.RawIOBase):
                 del self._chunks[whole:]
                 self._size = size
         return size
+
+    def _check_size(self, size: int) -> None:
+        size_max = _CHUNKS_MAX * self._chunk_size
+        if size > size_max:
+            raise OSError(
+                errno.EFBIG,
+                f"<{self._blob._p_identity()}> would have {size:,} bytes: with chunks of "
+                f"{self._chunk_size:,}, {size_max:,} are the most",
+            )
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

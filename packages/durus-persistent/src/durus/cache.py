@@ -5,8 +5,11 @@ holds those accessed recently strongly, up to a target size, so that they stay a
 at transaction boundaries, by making the objects that were not accessed for longest into ghosts.
 
 That of a `Database` also has a target in bytes, and evicts in the middle of a transaction what was
-not accessed for longest.  Invariant: the last `_IN_USE` objects that were accessed are not evicted,
-for some code is working on them.
+not accessed for longest.  Invariants:
+
+    * The last `_IN_USE` objects that were loaded are not evicted, for some code is working on them;
+      of large ones it is the last `_LARGE_IN_USE`.
+    * What was changed and not saved is never evicted.
 """
 
 import logging
@@ -14,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Final, TypeVar, cast
-from weakref import KeyedRef, ref
+from weakref import KeyedRef
 
 from durus.interfaces import Oid, Record
 from durus.logger import log
@@ -33,53 +36,45 @@ P = TypeVar("P", bound=PersistentObject)
 
 
 class ObjectDictionary:
-    """A dictionary with weak values whose dead keys are removed only when an iteration starts.
+    """A dictionary with weak values.
 
-    The garbage collector may drop a value at any moment, also in the middle of an iteration.
+    The garbage collector drops a value at any moment, in any thread, and tells so later, when there
+    may be another one with the same key.  So what it tells is only noted; the entry is removed by
+    whoever uses the dictionary, if it is still that of the dead value.
     """
 
     def __init__(self) -> None:
         self.mapping: dict[Oid, KeyedRef[Oid, PersistentObject]] = {}
-        self.dead: set[Oid] = set()
-
-        def bury(reference: KeyedRef[Oid, PersistentObject], owner: ref[ObjectDictionary]) -> None:
-            dictionary = owner()
-            if dictionary is not None:
-                dictionary.dead.add(reference.key)
-
-        owner = ref(self)
-        self.callback = lambda reference: bury(reference, owner)
+        self.dead: list[KeyedRef[Oid, PersistentObject]] = []
 
     def get(self, key: Oid, default: PersistentObject | None = None) -> PersistentObject | None:
         reference = self.mapping.get(key)
-        if reference is not None:
-            value = reference()
-            if value is not None and key not in self.dead:
-                return value
-        return default
+        value = None if reference is None else reference()
+        return default if value is None else value
 
     def __setitem__(self, key: Oid, value: PersistentObject) -> None:
-        self.dead.discard(key)
-        self.mapping[key] = KeyedRef(value, self.callback, key)
+        self.mapping[key] = KeyedRef(value, self.dead.append, key)
 
     def __delitem__(self, key: Oid) -> None:
-        self.dead.add(key)
+        self.mapping.pop(key, None)
 
     def __contains__(self, key: Oid) -> bool:
         return self.get(key) is not None
 
     def __len__(self) -> int:
-        return len(self.mapping) - len(self.dead)
+        self.clear_dead()
+        return len(self.mapping)
 
     def clear_dead(self) -> None:
         while self.dead:
-            self.mapping.pop(self.dead.pop(), None)
+            reference = self.dead.pop()
+            if self.mapping.get(reference.key) is reference:
+                del self.mapping[reference.key]
 
     def __iter__(self) -> Iterator[Oid]:
+        """The keys that there are now; values may die, and come, meanwhile."""
         self.clear_dead()
-        for key in self.mapping:
-            if key not in self.dead:
-                yield key
+        return iter(list(self.mapping))
 
 
 class ReferenceContainer:
@@ -114,7 +109,8 @@ class ReferenceContainer:
 
 
 _IN_USE: Final = 256
-"""So many of the objects accessed last are never evicted."""
+_LARGE_IN_USE: Final = 16
+"""So many, if there are more than twice as many bytes as there should be."""
 
 
 class Cache:
@@ -184,19 +180,29 @@ class Cache:
             if obj is not None:
                 yield obj
 
-    def note_written(self, written: Iterable[tuple[PersistentObject, Record]]) -> None:
-        """Objects were stored: what they take counts, if there is a target in bytes."""
+    def note_records(self, records: Iterable[tuple[PersistentObject, Record]]) -> None:
+        """Objects were stored or loaded: what they take counts, if there is a target in bytes."""
         if self.size_bytes_max is not None:
-            for obj, record in written:
+            for obj, record in records:
                 self.recent_objects.add_loaded(obj, len(record.state_pickle))
 
-    def is_too_large(self) -> bool:
-        """Whether objects should be evicted, though a transaction is under way."""
-        recent, limit = self.recent_objects, self.size_bytes_max
-        is_over = limit is not None and recent.size_bytes > limit
-        return (is_over or len(self.objects) > self.size) and len(recent) > 2 * _IN_USE
+    def trim(self, *, is_idle: bool = False) -> None:
+        """Evict objects if those that are loaded are too many or too large.
 
-    def evict(self) -> None:
+        is_idle: no code is working on any of them.
+        """
+        recent, limit = self.recent_objects, self.size_bytes_max
+        is_large = limit is not None and recent.size_bytes > limit
+        if not is_large and len(recent) <= self.size:
+            return
+        in_use = 0
+        if not is_idle:
+            is_far_over = limit is not None and recent.size_bytes > 2 * limit
+            in_use = _LARGE_IN_USE if is_far_over else _IN_USE
+        if len(recent) > 2 * in_use:
+            self._evict(in_use)
+
+    def _evict(self, in_use: int) -> None:
         """Make ghosts of saved objects, those first that were not accessed for longest.
 
         Until a quarter of the room is free, so that this is rare; or all but the last are gone.
@@ -205,14 +211,16 @@ class Cache:
         limit = self.size_bytes_max
         count_max = self.size * 3 // 4
         bytes_max = recent.size_bytes if limit is None else limit * 3 // 4
-        oldest = deque(islice(recent.map.values(), max(0, len(recent) - _IN_USE)))
+        oldest = deque(islice(recent.map.values(), len(recent) - in_use))
         while oldest:
             obj = oldest.popleft()  # held by nothing here any more, so that it may go
-            if len(self.objects) <= count_max and recent.size_bytes <= bytes_max:
+            if len(recent) <= count_max and recent.size_bytes <= bytes_max:
                 break
             if obj._p_is_saved():
                 obj._p_set_status_ghost()
-                recent.discard(obj)
+            # Ghosts take no room, and what was changed is held by the transaction: to look at them
+            # again and again would be slow.
+            recent.discard(obj)
         self.objects.clear_dead()
 
     def shrink(self, connection: ConnectionBase) -> None:

@@ -80,6 +80,11 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.changed or self._connection._view.saved)
 
+    @property
+    def is_storing(self) -> bool:
+        """Whether records are being made: then what is changed counts as saved, for now."""
+        return self._writer is not None
+
     def discard(self) -> None:
         """Know nothing more of what was changed: the connection is closed."""
         self.changed.clear()
@@ -124,7 +129,7 @@ class Changes:
                 user=connection.user,
                 note=connection.note,
             )
-            result, merged = commit_merging(connection, transaction, writer)
+            result = commit_merging(connection, transaction, writer)
         # With the new objects among the changed ones, an interrupt in here loses nothing: what is
         # still marked as changed conflicts with this commit, and abort() makes it a ghost.
         self.changed.update((oid, obj) for oid, (obj, _) in written.objects.items())
@@ -133,7 +138,7 @@ class Changes:
             cache[oid] = obj
             _setattribute(obj, "_p_tid", result.tid)
             obj._p_set_status_saved()
-        cache.note_written(written.objects.values())
+        cache.note_records(written.objects.values())
         for oid in view.saved:
             saved = cache.get(oid)
             if saved is not None:
@@ -143,10 +148,6 @@ class Changes:
             if isinstance(obj, BlobChunk):
                 cache[cast(Oid, obj._p_oid)] = obj
                 obj._p_set_status_ghost()
-        for oid in merged:
-            other = cache.get(oid)
-            if other is not None:
-                other._p_set_status_ghost()
         self.changed.clear()
         self._steps.clear()
         return result
@@ -195,8 +196,7 @@ class Changes:
                 while queue:
                     obj = queue.popleft()
                     known = len(writer.new_objects)
-                    with self._not_accessing(obj):
-                        record = writer.make_record(obj)
+                    record = self._make_record(writer, obj)
                     assert obj._p_oid is not None
                     written[obj._p_oid] = obj, record
                     # For now, so that a change by the __getstate__ of another one is noticed.
@@ -217,14 +217,13 @@ class Changes:
             for obj, _ in written.values():
                 obj._p_set_status_unsaved()
 
-    @contextmanager
-    def _not_accessing(self, obj: PersistentObject) -> Iterator[None]:
-        """To pickle what was changed blindly is no access."""
+    def _make_record(self, writer: ObjectWriter, obj: PersistentObject) -> Record:
+        if obj._p_oid not in self._connection._view.blind:
+            return writer.make_record(obj)
         serial = obj._p_serial
-        if obj._p_oid in self._connection._view.blind:
-            _setattribute(obj, "_p_serial", self._connection.transaction_serial)
+        _setattribute(obj, "_p_serial", self._connection.transaction_serial)
         try:
-            yield
+            return writer.make_record(obj)  # to pickle what was changed blindly is no access
         finally:
             _setattribute(obj, "_p_serial", serial)
 
@@ -238,8 +237,9 @@ class Changes:
         self.changed.update((oid, obj) for oid, (obj, _) in written.objects.items())
         revisions = {oid: Revision(NO_TID, record) for oid, record in written.chunks.items()}
         for oid, (obj, record) in written.objects.items():
-            connection.cache[oid] = obj
             revisions[oid] = Revision(obj._p_tid or NO_TID, record)
+        for obj in written.created:  # parts of blobs, too: no oid shall be two objects
+            connection.cache[cast(Oid, obj._p_oid)] = obj
         step = _Step(
             {oid: saved.get(oid) for oid in revisions}, written.created, written.stored_ahead
         )
@@ -247,7 +247,7 @@ class Changes:
         saved.update(revisions)
         for obj, _ in written.objects.values():
             obj._p_set_status_saved()
-        connection.cache.note_written(written.objects.values())
+        connection.cache.note_records(written.objects.values())
         if connection._guard is not None:
             for obj, _ in written.objects.values():
                 connection._guard.note(obj)
@@ -280,8 +280,6 @@ class Changes:
         for obj in changed.values():
             if id(obj) not in created:
                 obj._p_set_status_ghost()
-        if connection._guard is not None:
-            connection._guard.take_back()
         spare: list[Oid] = []
         ahead = {oid for step in steps for oid in step.stored_ahead}
         for obj in created.values():
@@ -294,6 +292,8 @@ class Changes:
             if oid not in ahead:
                 spare.append(oid)
         connection._spare_oids.extend(reversed(spare))
+        if connection._guard is not None:
+            connection._guard.take_back()
 
     def roll_back_to(self, step: _Step) -> None:
         if step not in self._steps:

@@ -177,8 +177,8 @@ class ClassicAdapter:
             except ConflictError as error:
                 self._storage.begin()
                 self._note_changes(reported)
-                find = self._find_dangling_now
-                if is_remote and not reported and (oids := find(writes, transaction.created)):
+                is_unexplained = is_remote and error.oids is None
+                if is_unexplained and (oids := self._find_dangling_now(transaction)):
                     raise DanglingReferenceError(oids) from error
                 if isinstance(error, WriteConflictError):
                     raise
@@ -396,14 +396,15 @@ class ClassicAdapter:
         refs = {ref for record in writes.values() for ref in split_oids(record.refs)}
         return (writes.keys() - created) & self._reserved, (refs - writes.keys()) & self._reserved
 
-    def _find_dangling_now(
-        self, writes: Mapping[Oid, Record], created: frozenset[Oid]
-    ) -> list[Oid]:
-        """Why a server has refused a transaction, if it is not that somebody has committed."""
+    def _find_dangling_now(self, transaction: Transaction) -> list[Oid]:
+        """Why a server has refused a transaction, if it is not that somebody has committed.
+
+        That it reports changes says nothing: perhaps they are what a pack has removed.
+        """
         try:
-            if self._sync():
+            if transaction.accessed.overlap(self._sync()):
                 return []
-            return sorted(self._find_absent(writes, created)[1])
+            return sorted(self._find_absent(transaction.writes, transaction.created)[1])
         except (DurusError, OSError):
             return []
 

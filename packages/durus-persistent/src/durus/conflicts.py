@@ -8,7 +8,7 @@ from typing import Final
 from durus.cache import Cache
 from durus.class_pickle import name_in_class_pickle
 from durus.error import DurusError, format_oid
-from durus.interfaces import CommittedTransaction, HistoryStorage, Oid, Storage, Tid
+from durus.interfaces import CommittedTransaction, HistoryStorage, Oid, Snapshot, Storage, Tid
 from durus.times import time_of
 
 __all__ = ["Conflict", "find_conflicts"]
@@ -40,15 +40,18 @@ class Conflict:
 def find_conflicts(storage: Storage, cache: Cache, oids: Sequence[bytes]) -> tuple[Conflict, ...]:
     """What is known of the first of the objects that a commit conflicted about; it never fails."""
     found: list[Conflict] = []
-    with contextlib.suppress(DurusError, OSError):
+    with contextlib.ExitStack() as stack:
+        newest: Snapshot | None = None
+        with contextlib.suppress(DurusError, OSError):
+            newest = stack.enter_context(contextlib.closing(storage.snapshot()))
         for oid in map(Oid, oids[:_SHOWN_MAX]):
             obj = cache.get(oid)
             name = None if obj is None else f"{type(obj).__module__}.{type(obj).__qualname__}"
             transaction = None
-            if isinstance(storage, HistoryStorage):
-                with contextlib.closing(storage.snapshot()) as newest:
+            with contextlib.suppress(DurusError, OSError):
+                if newest is not None and isinstance(storage, HistoryStorage):
                     tid, record = newest.load(oid)
-                name = name or ".".join(name_in_class_pickle(record.class_pickle))
-                transaction = next(iter(storage.transactions(tid, Tid(tid + 1))), None)
+                    name = name or ".".join(name_in_class_pickle(record.class_pickle))
+                    transaction = next(iter(storage.transactions(tid, Tid(tid + 1))), None)
             found.append(Conflict(oid, name, transaction))
     return tuple(found)

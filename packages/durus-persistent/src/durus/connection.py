@@ -56,12 +56,13 @@ from durus.persistent import (
 from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
 from durus.record import join_record
-from durus.schema_versions import has_upgrades, upgrades_since
+from durus.schema_versions import has_upgrades
 from durus.serialize import ObjectReader
 from durus.serialize import ObjectWriter as ObjectWriter  # as in 4.3
 from durus.strict import MutationGuard
 from durus.times import When
 from durus.undo import undo
+from durus.upgrading import Upgrades
 from durus.view import View
 
 if TYPE_CHECKING:
@@ -162,7 +163,9 @@ class Connection(ConnectionBase, Generic[R]):
         self._changes = Changes(self)
         self.changed = self._changes.changed
         self._changed_blindly: PersistentObject | None = None
-        self._is_upgrading = False
+        self._upgrades = Upgrades(self)
+        self._is_changed_by_program = False
+        """Not by upgrades alone."""
         self._guard = MutationGuard() if strict else None
         self.cache = Cache(cache_size)
         self.user = ""
@@ -321,7 +324,7 @@ class Connection(ConnectionBase, Generic[R]):
             cls = self.reader.policy.load_class(revision.record.class_pickle, oid)
             obj = self.cache.get_instance(oid, cls, self)
         if obj._p_is_ghost() and not isinstance(obj, MissingObject | BlobChunk):
-            self._fill(obj, revision)
+            self.cache.note_records([(obj, self._fill(obj, revision))])
         return obj
 
     def get_stored_pickle(self, oid: bytes) -> bytes:
@@ -338,12 +341,13 @@ class Connection(ConnectionBase, Generic[R]):
                 f"the state of <{obj._p_identity()}> is needed to load itself: it is a key in a "
                 "dict or set of its own state, and its __hash__ or __eq__ uses its attributes"
             )
-        self._loading.add(oid)
         try:
+            self._loading.add(oid)
             record = self._fill(obj, self._view.load_referenced(oid))
         finally:
             self._loading.discard(oid)
-        self.cache.recent_objects.add_loaded(obj, len(record.state_pickle))
+        if not isinstance(obj, BlobChunk):  # which keeps nothing
+            self.cache.recent_objects.add_loaded(obj, len(record.state_pickle))
 
     def _fill(self, obj: PersistentObject, revision: Revision) -> Record:
         """Load the state of a ghost: from which record."""
@@ -360,32 +364,12 @@ class Connection(ConnectionBase, Generic[R]):
         _setattribute(obj, "_p_tid", revision.tid)
         obj._p_set_status_saved()
         if version != 1 or has_upgrades():
-            self._upgrade(obj, version)
+            self._upgrades.upgrade(obj, version)
         return revision.record
 
-    def _upgrade(self, obj: PersistentObject, version: int) -> None:
-        """Make the newest version of a state that was loaded."""
-        changed = len(self.changed)
-        try:
-            steps = upgrades_since(type(obj), version)
-            outer, self._is_upgrading = self._is_upgrading, True
-            try:
-                for step in steps:
-                    obj._p_set_status_unsaved()  # for this object, the change is not noted
-                    step(obj)
-                    obj._p_set_status_saved()
-                if len(self.changed) > changed:  # others are changed: so both are stored, or none
-                    obj._p_note_change()
-            finally:
-                self._is_upgrading = outer
-        except BaseException as error:
-            for oid, other in list(self.changed.items())[changed:]:
-                other._p_set_status_ghost()
-                del self.changed[oid]
-            obj._p_set_status_ghost()
-            if isinstance(error, ObjectError):
-                raise type(error)(f"<{obj._p_identity()}>: {error}") from error
-            raise
+    def _may_change(self, obj: PersistentObject) -> bool:
+        """Whether this transaction could store a change of an object."""
+        return self._view.is_writable
 
     # Transactions.
 
@@ -397,6 +381,7 @@ class Connection(ConnectionBase, Generic[R]):
         oid = obj._p_oid
         assert oid is not None
         _setattribute(obj, "_p_serial", self.transaction_serial)
+        self._upgrades.note_access(obj)
         self._view.accessed.add(oid)
         self.cache.recent_objects.add(obj)
         if self._guard is not None and obj._p_is_saved() and not self._guard.knows(obj):
@@ -406,10 +391,12 @@ class Connection(ConnectionBase, Generic[R]):
         """An object is about to be changed for the first time in this transaction."""
         oid = obj._p_oid
         assert oid is not None
-        if self._is_upgrading:  # in the past, too: it is undone at the end of the transaction
+        if self._upgrades:  # in the past, too: it is undone at the end of the transaction
             self._view.accessed.add(oid)
+            self._upgrades.note_change(obj)
         else:
             self._view.note_change(obj, is_blind=obj is self._changed_blindly)
+            self._is_changed_by_program = True
         self.changed[oid] = obj
 
     @contextmanager
@@ -436,6 +423,8 @@ class Connection(ConnectionBase, Generic[R]):
         commit() stores it all.
         """
         self._check_unnoted()
+        if not (self._is_changed_by_program or self._view.is_writable):
+            self._changes.roll_back()  # what upgrades have changed, and cannot be stored here
         result = self._store() if self._changes else None
         self._begin(result)
         return None if result is None else result.tid
@@ -482,6 +471,7 @@ class Connection(ConnectionBase, Generic[R]):
             with suppress(StorageError, OSError):  # then it is tried again when it is needed
                 self._view.snapshot  # noqa: B018 - takes one
         self.note = ""
+        self._is_changed_by_program = False
         self.transaction_serial += 1
         if self._guard is not None:
             self._guard.clear()
@@ -510,15 +500,15 @@ class Connection(ConnectionBase, Generic[R]):
         self.abort()
 
     def undo(self, tid: Tid) -> Tid:
-        """Give up uncommitted changes, undo a transaction by a new one, and see the result.
+        """Undo a transaction by a new one, give up uncommitted changes, and see the result.
 
         The user is that of this connection, and so is the note, if there is one.  Returns the tid
-        of the new transaction, and raises UndoError, as `durus.undo.undo`.
+        of the new transaction, and raises UndoError, as `durus.undo.undo`; then uncommitted changes
+        are still there.
         """
         self._view.check_writable()
-        note = self.note or None
-        self.abort()
-        undone = undo(self._storage, tid, user=self.user, note=note)
+        self._view.snapshot  # noqa: B018 - as in note_access
+        undone = undo(self._storage, tid, user=self.user, note=self.note or None)
         self.abort()
         return undone
 

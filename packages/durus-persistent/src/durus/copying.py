@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any, TypeVar, cast
 
 from durus.blob import BlobChunk
+from durus.error import UnstorableError
 from durus.persistent import PersistentBase, PersistentObject
 
 __all__ = ["copy_subgraph"]
@@ -65,8 +66,15 @@ def copy_subgraph(obj: P) -> P:
     copies.number(obj)
     while copies.todo:
         original, copy = copies.todo.popleft()
+        state = original.__getstate__()
         file = io.BytesIO()
-        _Pickler(file, copies).dump(original.__getstate__())
-        file.seek(0)
-        copy.__setstate__(_Unpickler(file, copies).load())
+        try:
+            _Pickler(file, copies).dump(state)
+            file.seek(0)
+            copied = _Unpickler(file, copies).load()
+        except Exception as error:
+            raise UnstorableError(
+                f"<{original._p_identity()}> cannot be copied: {error}"
+            ) from error
+        copy.__setstate__(copied)
     return cast(P, copies.made[0])

@@ -10,18 +10,17 @@ transactions here are made of these.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Self, TypeVar, overload
 
 from durus.classic import ClassicAdapter, as_storage
 from durus.connection import P, R
 from durus.database_connection import PooledConnection
 from durus.database_statistics import DatabaseStatistics, StatisticsCollector
-from durus.error import StorageClosedError, StorageError
+from durus.error import ReadOnlyError, StorageClosedError, StorageError
 from durus.history import ObjectRevision, follow, revisions
 from durus.interfaces import BackupStorage, CommittedTransaction, HistoryStorage, Progress, Tid
 from durus.opening import open_storage
@@ -29,7 +28,7 @@ from durus.packing import pack_storage
 from durus.past import require_history
 from durus.persistent_dict import PersistentDict
 from durus.retrying import Cancellation, run_with_retries
-from durus.session import Session, Snapshot, Transaction
+from durus.session import Session, Snapshot, Transaction, open_in_this_context
 from durus.times import When, tid_at, time_of
 from durus.undo import undo
 
@@ -112,13 +111,14 @@ class Database(Generic[R]):
           transactions and snapshots are open at the same time.
         """
         self.root_class = root_class
-        self.readonly = readonly
         self.strict = self.strict_by_default if strict is None else strict
         self.allow = tuple(allow)
         self.aliases = aliases
         self.cache_size = cache_size
         self.cache_bytes = cache_bytes
-        self._idle: deque[PooledConnection[R]] = deque()
+        self._idle: list[PooledConnection[R]] = []
+        self._packs = 0
+        """How many there were: a connection from before one is not used again after it."""
         self._statistics = StatisticsCollector()
         self._is_closed = False
         self._opened = isinstance(storage, str | os.PathLike)
@@ -129,6 +129,7 @@ class Database(Generic[R]):
             else storage
         )
         self.storage: Storage = as_storage(opened)
+        self.readonly = readonly or self.storage.readonly
         try:
             self._give_back(PooledConnection(self))  # makes the root, or says why not
         except BaseException:
@@ -156,8 +157,7 @@ class Database(Generic[R]):
         Transactions and snapshots that are open can no longer be used.
         """
         self._is_closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
         if self._opened:
             self.storage.close()
 
@@ -216,9 +216,10 @@ class Database(Generic[R]):
         from durus.asyncio_run import run_in_thread
 
         cancellation = Cancellation()
+        outer = open_in_this_context(self)
         return await run_in_thread(
             lambda: run_with_retries(
-                lambda: self.transaction(note=note, user=user),
+                lambda: Transaction(self, note=note, user=user, outer=outer),
                 fn,
                 timeout_s,
                 attempts,
@@ -229,22 +230,40 @@ class Database(Generic[R]):
 
     def _lease(self, session: Session[R], at: When | None = None) -> PooledConnection[R]:
         """A connection for a session, which has begun with what is newest."""
-        if self._is_closed:
-            raise StorageClosedError(f"{self} is closed")
+        self._check_open()
+        connection = (self._take_idle() if at is None else None) or PooledConnection(self, at)
         try:
-            if at is not None:
-                raise IndexError
-            connection = self._idle.pop()  # the one used last: most of its objects are up to date
-        except IndexError:
-            connection = PooledConnection(self, at)
-        connection.begin_for(session)
+            connection.begin_for(session)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
+    def _take_idle(self) -> PooledConnection[R] | None:
+        try:
+            return self._idle.pop()  # the one used last: most of its objects are up to date
+        except IndexError:
+            return None
+
     def _give_back(self, connection: PooledConnection[R]) -> None:
-        if self._is_closed or len(self._idle) >= _IDLE_MAX:
+        if self._is_closed or not connection.is_reusable or len(self._idle) >= _IDLE_MAX:
             connection.close()
         else:
             self._idle.append(connection)
+
+    def _close_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StorageClosedError(f"{self} is closed")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self.readonly:
+            raise ReadOnlyError(f"{self} is open read-only")
 
     def _owns(self, connection: object) -> bool:
         return isinstance(connection, PooledConnection) and connection.database is self
@@ -278,10 +297,12 @@ class Database(Generic[R]):
 
     def undo(self, tid: Tid, *, note: str | None = None, user: str = "") -> Tid:
         """Undo a transaction by a new one, whose tid is returned.  UndoError says why not."""
+        self._check_writable()
         return undo(self._history, tid, user=user, note=note)
 
     @property
     def _history(self) -> HistoryStorage:
+        self._check_open()
         return require_history(self.storage)
 
     # Care
@@ -298,7 +319,10 @@ class Database(Generic[R]):
         progress: is called with what is done and what there is to do (0: not known); there are
             several stages.
         """
+        self._check_writable()
         pack_storage(self.storage, keep, _call_progress(progress))
+        self._packs += 1
+        self._close_idle()
 
     def backup(
         self,
@@ -311,6 +335,7 @@ class Database(Generic[R]):
         progress: is called with the bytes that are done, and those to do.
         StorageError if the storage is no log file.  docs/backup.md says how to restore.
         """
+        self._check_open()
         storage = self.storage.classic if isinstance(self.storage, ClassicAdapter) else self.storage
         if not isinstance(storage, BackupStorage):
             raise StorageError(
@@ -377,5 +402,8 @@ def _call_progress(
 ) -> Callable[[Progress], None] | None:
     if progress is None:
         return None
-    call = progress
-    return lambda told: cast(None, call(told.done, told.total))
+
+    def tell(told: Progress) -> None:
+        progress(told.done, told.total)
+
+    return tell

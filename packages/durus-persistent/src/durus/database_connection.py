@@ -6,6 +6,7 @@ loaded, and holds no snapshot.  Invariants:
     * An object of an idle connection cannot be used: the serial of its connection has moved on, so
       that the first touch comes here, and is refused.
     * Two threads that come here at the same moment are refused; one after the other may.
+    * Only the session that a connection serves ends that: it was given away at most once.
 """
 
 import threading
@@ -14,11 +15,12 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from durus.changes import Savepoint
 from durus.classic import as_storage
 from durus.classic_storage import Storage as ClassicStorage
 from durus.connection import Connection, R
-from durus.error import TransactionEndedError, TransactionInUseError
-from durus.interfaces import HistoryStorage, Storage, Tid
+from durus.error import ReadOnlyError, TransactionEndedError, TransactionInUseError
+from durus.interfaces import HistoryStorage, Oid, Revision, Storage, Tid
 from durus.persistent import PersistentObject
 from durus.times import When
 from durus.view import SnapshotView, View
@@ -36,6 +38,8 @@ class PooledConnection(Connection[R]):
     def __init__(self, database: "Database[R]", at: When | None = None) -> None:
         """at: the past for which it is, and for nothing else."""
         self.database = database
+        self._is_past = at is not None
+        self._packs = database._packs
         self._session: Session[Any] | None = None
         self._is_idle = False
         self._in_use = threading.RLock()
@@ -62,6 +66,11 @@ class PooledConnection(Connection[R]):
         kind = SnapshotView if isinstance(found, HistoryStorage) else View
         return kind(found, self._forget), False
 
+    def _open_root(self, root_class: type[Any] | None) -> Any:
+        if self.database.readonly and self._get_root() is None:
+            raise ReadOnlyError(f"{self.database} is empty, and open read-only: it has no root")
+        return super()._open_root(root_class)
+
     def __repr__(self) -> str:
         return repr(self.database if self._session is None else self._session)
 
@@ -69,13 +78,28 @@ class PooledConnection(Connection[R]):
 
     def begin_for(self, session: "Session[Any]") -> None:
         """Begin with what is newest."""
+        self._in_use = threading.RLock()  # an interrupt may have left the old one with a thread
         self._begin()
         self._session = session
         self._is_idle = False
 
-    def commit_and_rest(self) -> Tid | None:
+    def serves(self, session: "Session[Any]") -> bool:
+        """Whether this session has begun here, and not ended."""
+        return self._session is session
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether another session may have it: it sees what is newest, and was not closed.
+
+        What a pack has removed shall not look as if it were still there.
+        """
+        is_over = self._is_past or self._view.is_closed
+        return not is_over and self._packs == self.database._packs
+
+    def commit_and_rest(self, session: "Session[Any]", user: str, note: str) -> Tid | None:
         """Commit, and be idle; after an error nothing has changed."""
-        with self.used():
+        with self.used(session):
+            self.user, self.note = user, note
             self._check_unnoted()
             if self.database.readonly:
                 self._changes.roll_back()  # what upgrades have changed
@@ -87,12 +111,17 @@ class PooledConnection(Connection[R]):
             self._rest()
         return None if result is None else result.tid
 
-    def abort_and_rest(self) -> None:
-        """Give up all changes, and be idle."""
-        with self.used():
-            self._changes.roll_back()
-            self._view.rest()
-            self._rest()
+    def abort_and_rest(self, session: "Session[Any]") -> None:
+        """Give up all changes, and be idle; after an error it is idle, too, and closed."""
+        with self.used(session):
+            try:
+                self._changes.roll_back()
+                self._view.rest()
+            except BaseException:
+                self.close()
+                raise
+            finally:
+                self._rest()
 
     def _rest(self) -> None:
         self._session = None
@@ -101,36 +130,41 @@ class PooledConnection(Connection[R]):
         if self._guard is not None:
             self._guard.clear()
         self.shrink_cache()
-        if self.cache.is_too_large():
-            self.cache.evict()
+        self.cache.trim(is_idle=True)
 
     # Who may use it.
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """For one thread at a time."""
-        self._enter(None)
+    def used(self, session: "Session[Any]") -> Iterator[None]:
+        """For one thread at a time, and the session that it serves."""
+        self._enter(session)
         try:
             yield
         finally:
             self._in_use.release()
 
-    def _enter(self, obj: PersistentObject | None) -> None:
-        if self._is_idle:
-            what = "this transaction" if obj is None else f"<{obj._p_identity()}>"
-            raise TransactionEndedError(
-                f"{what} was used after the end of its transaction or snapshot.  Use it inside of "
-                "one, and take values out, or its oid, oid_of(obj), for get() in the next"
-            )
+    def _enter(self, user: "PersistentObject | Session[Any]") -> None:
         if not self._in_use.acquire(blocking=False):
             raise TransactionInUseError(
                 f"{self._session} is used by two threads at the same moment.  It may go from one "
                 "to another; for two at once, give each a transaction or snapshot of its own"
             )
+        if isinstance(user, PersistentObject):
+            if self._is_idle:
+                self._in_use.release()
+                raise TransactionEndedError(
+                    f"<{user._p_identity()}> was used after the end of its transaction or "
+                    "snapshot.  Use it inside of one, and take values out, or its oid, "
+                    "oid_of(obj), for get() in the next"
+                )
+        elif self._session is not user:
+            self._in_use.release()
+            raise TransactionEndedError(f"{user} has ended; begin another one")
 
     def note_access(self, obj: PersistentObject) -> None:
         self._enter(obj)
         try:
+            self.database._check_open()
             super().note_access(obj)
         finally:
             self._in_use.release()
@@ -138,25 +172,53 @@ class PooledConnection(Connection[R]):
     def note_change(self, obj: PersistentObject) -> None:
         self._enter(obj)
         try:
-            if self._session is not None and not self._is_upgrading:
+            self.database._check_open()
+            if self._session is not None and not self._upgrades:
                 self._session._check_may_change(obj)
             super().note_change(obj)
         finally:
             self._in_use.release()
 
+    def _may_change(self, obj: PersistentObject) -> bool:
+        try:
+            if self._session is not None:
+                self._session._check_may_change(obj)
+        except ReadOnlyError:
+            return False
+        return True
+
     def load_state(self, obj: PersistentObject) -> None:
         self._enter(obj)
         try:
             super().load_state(obj)
-            if self._guard is None and self.cache.is_too_large():
-                self.cache.evict()
+            self._trim_cache()
         finally:
             self._in_use.release()
+
+    def savepoint(self) -> Savepoint:
+        savepoint = super().savepoint()
+        self._trim_cache()
+        return savepoint
+
+    def _instance(self, oid: Oid, revision: Revision) -> PersistentObject:
+        obj = super()._instance(oid, revision)
+        self._trim_cache()
+        return obj
+
+    def _trim_cache(self) -> None:
+        """In the middle of a transaction.
+
+        Not when records are made, for then what is changed counts as saved; and not if it is
+        strict, for what was changed in place would go, and not be found.
+        """
+        if self._guard is None and not self._changes.is_storing:
+            self.cache.trim()
 
     @contextmanager
     def changing_blindly(self, obj: PersistentObject) -> Iterator[None]:
         self._enter(obj)
         try:
+            self.database._check_open()
             with super().changing_blindly(obj):
                 yield
         finally:

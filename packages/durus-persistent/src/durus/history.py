@@ -4,10 +4,11 @@ All of it reads `durus.interfaces.HistoryStorage`, a log of transactions; no sto
 of its own for it.  A past that stands still is `Connection(storage, at=...)`.
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from os import PathLike
 from typing import Final, Generic, cast
@@ -137,9 +138,10 @@ def _make_copy(connection: Connection, oid: Oid, revision: Revision) -> Persiste
     cls = reader.policy.load_class(revision.record.class_pickle, oid)
     copy = PersistentBase.__new__(cls)
     _setattribute(copy, "_p_oid", oid)
-    reader.load_state(copy, revision.record)
-    _setattribute(copy, "_p_oid", None)
+    version = reader.load_state(copy, revision.record)
     _setattribute(copy, "_p_status", UNSAVED)
+    connection._upgrades.upgrade_copy(copy, version)
+    _setattribute(copy, "_p_oid", None)
     return copy
 
 
@@ -155,9 +157,14 @@ def follow(
     timeout_s: so long it waits for another transaction before it ends; None for ever.  It looks
         every half second when nothing happens, more often after something did.
 
-    Raises HistoryUnavailableError if the storage keeps no history, or when a pack has dropped
-    something after `since`; StorageClosedError when the storage is closed meanwhile.
+    Of what a pack has forgotten before it was seen comes one transaction in the place of all: the
+    last of them, with the oids of all that they wrote and that is still there.
+
+    Raises HistoryUnavailableError if the storage keeps no history, or when it is not known any more
+    what a pack has forgotten; StorageClosedError when the storage is closed meanwhile.
     """
+    if timeout_s is not None and math.isnan(timeout_s):
+        raise ValueError(f"timeout_s is a number of seconds, or None, not {timeout_s!r}")
     return _follow(require_history(storage), tid_at(since), timeout_s)
 
 
@@ -172,16 +179,40 @@ def _follow(
             return
 
 
-def _list_after(history: HistoryStorage, tid: Tid) -> Iterator[CommittedTransaction]:
+def _list_after(history: HistoryStorage, tid: Tid) -> Iterable[CommittedTransaction]:
+    """Transactions after `tid`, perhaps not all of them; HistoryUnavailableError."""
     found = history.transactions(Tid(tid + 1))
     try:  # after that, so that no pack comes in between
         history.snapshot(tid).close()
     except HistoryUnavailableError as error:
-        raise HistoryUnavailableError(
-            f"{history}: it is not known any more what was changed since tid {tid}, because it was "
-            "packed; build anew what follows it from a snapshot, and follow from the snapshot's tid"
-        ) from error
+        joined = _join_forgotten(history, tid)
+        if joined is None:
+            raise HistoryUnavailableError(
+                f"{history}: it is not known any more what was changed since tid {tid}, because it "
+                "was packed; build anew what follows it from a snapshot, and follow from the "
+                "snapshot's tid"
+            ) from error
+        return [joined]
     return found
+
+
+def _join_forgotten(history: HistoryStorage, tid: Tid) -> CommittedTransaction | None:
+    """The first transaction after `tid` that can still be looked at, and in it those before it.
+
+    None if it is not known what these have changed.
+    """
+    for transaction in history.transactions(Tid(tid + 1)):
+        try:
+            snapshot = history.snapshot(transaction.tid)
+        except HistoryUnavailableError:
+            continue
+        with closing(snapshot):
+            changed = history.changes(tid, transaction.tid)
+            if changed is None:
+                return None
+            found = sorted(oid for oid, _ in snapshot.load_many(changed))
+            return replace(transaction, oids=found)
+    return None
 
 
 def _wait(history: HistoryStorage, seen: Tid, timeout_s: float | None) -> bool:

@@ -39,7 +39,8 @@ class Mergeable(PersistentObject):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        names = {name for name in dir(cls) if hasattr(getattr(cls, name), "_durus_is_blind")}
+        # The default is for __abstractmethods__, which dir() names and not every class has.
+        names = {n for n in dir(cls) if hasattr(getattr(cls, n, None), "_durus_is_blind")}
         cls._p_blind = frozenset(names)
 
     if not TYPE_CHECKING:  # with it, every misspelt attribute is accepted
@@ -56,7 +57,7 @@ class Mergeable(PersistentObject):
         committed: the newest one, by others; mine: that of this transaction.
 
         It looks at the states alone: references in them stand for objects that are not to be used.
-        NotImplementedError leaves it a conflict.
+        NotImplementedError leaves it a conflict, and so do states of different schema versions.
         """
         raise NotImplementedError
 

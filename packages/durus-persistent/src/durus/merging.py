@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from durus.error import DurusKeyError, WriteConflictError
+from durus.error import DurusKeyError, UnstorableError, WriteConflictError
 from durus.interfaces import (
     AccessedOids,
     CommitResult,
@@ -23,6 +23,7 @@ from durus.interfaces import (
     Transaction,
 )
 from durus.mergeable import Mergeable
+from durus.schema_versions import take_version, version_of
 from durus.serialize import ObjectWriter
 
 if TYPE_CHECKING:
@@ -48,29 +49,31 @@ class _Either:
 
 def commit_merging(
     connection: "Connection[Any]", transaction: Transaction, writer: ObjectWriter
-) -> tuple[CommitResult, frozenset[Oid]]:
-    """Commit a transaction: the answer, and what was stored in another state than it has here.
+) -> CommitResult:
+    """Commit a transaction; what was merged is among what the answer says that others changed.
 
     Raises what commits raise; WriteConflictError when something cannot be merged.
     """
     view = connection._view
     storage = view.storage
-    blind = frozenset(view.blind.intersection(transaction.writes) - transaction.created)
+    blind = frozenset(view.blind.intersection(transaction.writes))
     if not blind:
-        return storage.commit(transaction), blind
+        return storage.commit(transaction)
     mine = transaction.writes
     transaction = replace(transaction, accessed=_Either(view.accessed, blind))
     since = transaction.snapshot_tid
     for _ in range(_ATTEMPTS_MAX):
         try:
             tid, changed = storage.commit(transaction)
-        except WriteConflictError:
+        except WriteConflictError as error:
             if not isinstance(storage, HistoryStorage):
                 raise
             with closing(storage.snapshot()) as newest:
                 changed = storage.changes(since, newest.tid)
-                if changed is None or view.accessed.overlap(changed):
-                    raise
+                if changed is None or newest.tid == transaction.snapshot_tid:
+                    raise  # it is no change of others that is in the way
+                if conflicts := view.accessed.overlap(changed):
+                    raise WriteConflictError(sorted(conflicts)) from error
                 try:
                     merged = {
                         oid: _merge(connection, writer, oid, newest.load(oid).record, mine[oid])
@@ -83,11 +86,11 @@ def commit_merging(
             transaction = replace(transaction, snapshot_tid=newest.tid, writes={**mine, **merged})
         else:
             if transaction.snapshot_tid == since:
-                return CommitResult(tid, changed), frozenset()
+                return CommitResult(tid, changed)
             before = storage.changes(since, transaction.snapshot_tid)
             if before is None or changed is None:
-                return CommitResult(tid, None), blind
-            return CommitResult(tid, before | changed), blind
+                return CommitResult(tid, None)
+            return CommitResult(tid, before | changed)
     raise WriteConflictError(sorted(blind))
 
 
@@ -95,9 +98,18 @@ def _merge(
     connection: "Connection[Any]", writer: ObjectWriter, oid: Oid, committed: Record, mine: Record
 ) -> Record:
     """The record of what the object makes of three states."""
-    view = connection._view
-    old = view.snapshot.load(oid).record
-    obj = connection.cache.get(oid)
+    old = connection._view.snapshot.load(oid).record
+    obj = connection.get(oid)  # after a savepoint it may have left the cache
     assert isinstance(obj, Mergeable)
-    states = (connection.reader.read_state(record, obj) for record in (old, committed, mine))
-    return writer.make_record(obj, obj._p_resolve_conflict(*states))
+    states = [connection.reader.read_state(record, obj) for record in (old, committed, mine)]
+    if any(take_version(state) != version_of(type(obj)) for state in states):
+        raise NotImplementedError  # upgrades are for objects, not for states
+    state = obj._p_resolve_conflict(*states)
+    known = len(writer.new_objects)
+    record = writer.make_record(obj, state)
+    if len(writer.new_objects) > known:
+        raise UnstorableError(
+            f"the _p_resolve_conflict of <{obj._p_identity()}> has made new persistent objects: it "
+            "may only use those that are in the states"
+        )
+    return record

@@ -34,13 +34,18 @@ class _FileWithHistory(Protocol):
         ...
 
 
-def require_history(storage: Storage | ClassicStorage) -> HistoryStorage:
-    """The storage, if it keeps history; else HistoryUnavailableError."""
+def require_history(storage: Storage | ClassicStorage, what: str = "") -> HistoryStorage:
+    """The storage, if it keeps history; else HistoryUnavailableError.
+
+    what: it is needed for, if that is more than to look at it.
+    """
     found = as_storage(storage)
     if not isinstance(found, HistoryStorage):
+        named = getattr(found, "classic", storage)
+        lacking = f"cannot {what}" if what else "keeps no history, so there is only what is newest"
         raise HistoryUnavailableError(
-            f"{storage} keeps no history, so there is only what is newest.  A log file keeps it, "
-            "and 'durus convert' makes one of any other"
+            f"{named} {lacking}.  That takes a log or an SQLite file, and 'durus convert' makes "
+            "one of any other"
         )
     return found
 
@@ -138,6 +143,10 @@ class PastView(SnapshotView):
             f"<{obj._p_identity()}> cannot be changed: this connection shows {self.storage} as it "
             f"was at tid {self.tid}; change the object in a Connection without at="
         )
+
+    @property
+    def is_writable(self) -> bool:
+        return False
 
     def check_writable(self) -> NoReturn:
         raise ReadOnlyError(

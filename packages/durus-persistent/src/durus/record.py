@@ -19,10 +19,12 @@ import struct
 import zlib
 from contextlib import suppress
 from functools import lru_cache
+from typing import Final
 
 from durus.interfaces import Oid, Record
 
 __all__ = [
+    "StateTooLargeError",
     "extract_class_name",
     "join_record",
     "pack_record",
@@ -38,6 +40,15 @@ _CLASS_PICKLE = re.compile(rb"\x80\x02c[^\n]+\n[^\n]+\n(q.)?\.", re.DOTALL)
 _CLASS_PICKLE_WITHOUT_MEMO = re.compile(rb"\x80\x02c[^\n]+\n[^\n]+\n\.")
 _ZLIB_START = 0x78
 _POP = b"0"
+_PROTO = b"\x80"
+
+_SAMPLED_SIZE_MIN: Final = 1 << 15
+_SAMPLES: Final = 4
+_SAMPLE_SIZE: Final = 1 << 10
+
+
+class StateTooLargeError(ValueError):
+    """A compressed state has more bytes than somebody wants to have of it."""
 
 
 def pack_record(oid: bytes, data: bytes, refs: bytes) -> bytes:
@@ -73,8 +84,8 @@ def extract_class_name(record: bytes) -> bytes:
 def split_record(data: bytes, *, state_bytes_max: int | None = None) -> Record:
     """The two pickles of a classic record, made independent; no references.
 
-    What is no pickle comes back whole as the state, with an empty class pickle.  ValueError when
-    the state is compressed and has more than `state_bytes_max` bytes.
+    What is no pickle comes back whole as the state, with an empty class pickle.
+    StateTooLargeError when the state is compressed and has more than `state_bytes_max` bytes.
     """
     match = _CLASS_PICKLE.match(data)
     end = match.end() if match else _find_stop(data)
@@ -90,14 +101,17 @@ def split_record(data: bytes, *, state_bytes_max: int | None = None) -> Record:
 
 
 def join_record(record: Record, *, compress: bool = False) -> bytes:
-    """The two pickles of a record as in a classic one: the inverse of `split_record`."""
+    """The two pickles of a record as in a classic one: the inverse of `split_record`.
+
+    compress: a large state that looks compressed already, a chunk of a film, stays as it is.
+    """
     class_pickle, state, _ = record
     front = class_pickle[:-1] + _POP
     if class_pickle and state.startswith(front):
         state = state[len(front) :]
     elif class_pickle and not _CLASS_PICKLE_WITHOUT_MEMO.match(class_pickle):
         class_pickle = _forget_memo(class_pickle)
-    return class_pickle + (zlib.compress(state) if compress else state)
+    return class_pickle + (zlib.compress(state) if compress and _may_gain(state) else state)
 
 
 def record_from_classic(
@@ -105,8 +119,7 @@ def record_from_classic(
 ) -> tuple[Oid, Record]:
     """The oid and the record that a classic record holds.
 
-    ValueError when it is malformed, or when its state is compressed and has more than
-    `state_bytes_max` bytes.
+    ValueError when it is malformed, StateTooLargeError as `split_record`.
     """
     oid, data, refs = unpack_record(classic)
     record = split_record(data, state_bytes_max=state_bytes_max)
@@ -118,6 +131,15 @@ def record_to_classic(oid: Oid, record: Record, *, compress: bool = False) -> by
     return pack_record(oid, join_record(record, compress=compress), record.refs)
 
 
+def _may_gain(state: bytes) -> bool:
+    """Whether compressing it may be worth the time."""
+    if len(state) < _SAMPLED_SIZE_MIN or not state.startswith(_PROTO):
+        return True
+    starts = range(0, len(state), len(state) // _SAMPLES)
+    samples = b"".join(state[start : start + _SAMPLE_SIZE] for start in starts)
+    return len(zlib.compress(samples)) < len(samples) * 7 // 8
+
+
 def _decompress(compressed: bytes, bytes_max: int | None) -> bytes:
     if bytes_max is None:
         return zlib.decompress(compressed)
@@ -125,7 +147,7 @@ def _decompress(compressed: bytes, bytes_max: int | None) -> bytes:
     unpacker = zlib.decompressobj()
     content = unpacker.decompress(compressed, bytes_max + 1)
     if len(content) > bytes_max:
-        raise ValueError(f"its compressed state has more than {bytes_max:,} bytes")
+        raise StateTooLargeError(f"its compressed state has more than {bytes_max:,} bytes")
     if not unpacker.eof:
         raise zlib.error("it is cut off")
     return content

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from durus.error import ConflictError
-from durus.persistent import PersistentBase
+from durus.persistent import PersistentObject
 
 if TYPE_CHECKING:
     from durus.connection import R
@@ -99,8 +99,8 @@ def _check_result(result: Any) -> None:
     elif isinstance(result, list | tuple | set | frozenset):
         found = list(result)
     for value in found:
-        if isinstance(value, PersistentBase):
+        if isinstance(value, PersistentObject):
             raise TypeError(
-                f"the function has returned {type(value).__name__} {value!r}, which cannot be used "
-                "after the end of the transaction: return its value or its oid.  Nothing was stored"
+                f"the function has returned <{value._p_identity()}>, which cannot be used after "
+                "the end of the transaction: return its value or its oid.  Nothing was stored"
             )

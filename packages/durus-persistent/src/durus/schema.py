@@ -1,8 +1,9 @@
 """Classes whose states change their form: upgrades, and classes that get another name.
 
 A class has the version 1 until upgrades are declared for it; the version stands in each state, as
-one more key (`VERSION_KEY`), which Durus 4.3 reads and keeps.  A state of an older version is
-upgraded whenever it is loaded, and stored in the new form when the object is next stored.
+one more key (`VERSION_KEY`), which Durus 4.3 reads and keeps (but not if all it has is slots).
+A state of an older version is upgraded whenever it is loaded, and stored in the new form when the
+object is next stored.
 Invariant: *what an upgrade changes in other objects is stored together with the object that was
 upgraded, or not at all*, so that no upgrade happens twice.
 """
@@ -12,14 +13,13 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from durus.class_pickle import parse_class_pickle
 from durus.connection import Connection
 from durus.crawl import crawl_snapshot
 from durus.database import Database
-from durus.error import DurusError, MissingClassError
+from durus.error import DurusError, DurusKeyError, MissingClassError, format_oid
 from durus.interfaces import Oid, Record
 from durus.missing import MissingObject
-from durus.persistent import PersistentObject
+from durus.persistent import PersistentBase, PersistentObject
 from durus.policy import LoadingPolicy, name_and_packages
 from durus.schema_versions import VERSION_KEY, declare
 
@@ -68,7 +68,8 @@ def rename(
     Raises MissingClassError, and nothing has happened, when a new class cannot be found.
     """
     aliases = {**(db.aliases or {}), **names}
-    searcher = _NameSearcher(names, allow=db.allow, aliases=aliases)
+    is_remote = getattr(getattr(db.storage, "classic", db.storage), "is_remote", False)
+    searcher = _NameSearcher(names, allow=db.allow, aliases=aliases, import_classes=not is_remote)
     counts = dict.fromkeys(names, 0)
     found: list[Oid] = []
     with closing(db.storage.snapshot()) as snapshot:
@@ -80,7 +81,9 @@ def rename(
                 found.append(oid)
     if found and not dry_run:
         note = "rename " + ", ".join(f"{old} to {new}" for old, new in names.items())
-        with Database(db.storage, allow=db.allow, aliases=aliases) as renaming:
+        with Database(
+            db.storage, readonly=db.readonly, allow=db.allow, aliases=aliases
+        ) as renaming:
             for start in range(0, len(found), _BATCH_SIZE):
                 renaming.run(partial(_touch, found[start : start + _BATCH_SIZE]), note=note)
     return counts
@@ -90,9 +93,11 @@ def _touch(oids: Sequence[Oid], root: PersistentObject) -> None:
     connection = root._p_connection
     assert isinstance(connection, Connection)
     for oid in oids:
-        obj = connection.get(oid)
-        if obj is not None:  # else it was removed meanwhile
-            obj._p_note_change()
+        try:
+            connection._view.load(oid)  # get() would also find what is still in the cache
+        except DurusKeyError:  # it was removed meanwhile
+            continue
+        connection.get(oid, PersistentObject)._p_note_change()
 
 
 class _NameSearcher(LoadingPolicy):
@@ -107,11 +112,15 @@ class _NameSearcher(LoadingPolicy):
         """The old names that a record has in it."""
         self._met.clear()
         try:
-            self._find(*parse_class_pickle(record.class_pickle))
-            self.load_state(record.state_pickle, lambda pid: None, oid, PersistentObject)
+            cls = self.load_class(record.class_pickle, oid)
+            self.load_state(record.state_pickle, _make_stand_in, oid, cls)
         except DurusError:
-            if self._met:
+            # What cannot be loaded cannot be stored again either; if it is not concerned, it stays.
+            if self._met or any(_may_be_in(record.state_pickle, old) for old in self._names):
                 raise
+            return frozenset()
+        if self._met and issubclass(cls, MissingObject):
+            raise MissingClassError(f"object {format_oid(oid)}: {cls._p_remedy()}")
         return frozenset(self._met)
 
     def _find(self, module: str, name: str, old_names: bool) -> object:
@@ -121,3 +130,14 @@ class _NameSearcher(LoadingPolicy):
         if met and isinstance(found, type) and issubclass(found, MissingObject):
             raise MissingClassError(f"{module}.{name} cannot be renamed: {found._p_remedy()}")
         return found
+
+
+def _make_stand_in(pid: Any) -> PersistentObject:
+    """An object in the place of the one that a reference is to."""
+    _, cls = pid
+    stand_in: PersistentObject = PersistentBase.__new__(cls)
+    return stand_in
+
+
+def _may_be_in(pickled: bytes, name: str) -> bool:
+    return all(part.encode() in pickled for part in name.split("."))

@@ -10,7 +10,6 @@ import sys
 import warnings
 from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, Final, NoReturn, Protocol
@@ -197,7 +196,8 @@ class ObjectWriter:
             raise ForeignReferenceError(
                 f"{owner} of {self.connection!r} refers to <{obj._p_identity()}> of "
                 f"{obj._p_connection!r}: a connection stores its own objects only.  Load the "
-                "object through this connection, or store a copy"
+                "object through this connection, or store a copy of it and all that it leads to, "
+                "which durus.copying.copy_subgraph makes"
             )
         oid = obj._p_oid
         assert oid is not None
@@ -238,7 +238,7 @@ class ObjectWriter:
         except DurusError:
             raise
         except Exception as error:
-            self._refuse(obj, error)
+            self._refuse(obj, state, error)
         if self._to_try:
             self._try_to_load(obj, state_pickle)
         refs = b"".join(sorted(self._refs.keys() - {obj._p_oid}))
@@ -268,11 +268,9 @@ class ObjectWriter:
         self._known_loadable |= self._to_try
         self._to_try.clear()
 
-    def _refuse(self, obj: PersistentObject, error: Exception) -> NoReturn:
+    def _refuse(self, obj: PersistentObject, state: object, error: Exception) -> NoReturn:
         """Raise an UnstorableError that says where in the state the value is."""
-        where = ""
-        with suppress(Exception):  # it is __getstate__ itself that fails
-            where = "".join(f", {step}" for step in _find_unstorable(obj.__getstate__()))
+        where = "".join(f", {step}" for step in _find_unstorable(state))
         raise UnstorableError(
             f"the state of <{obj._p_identity()}>{where} cannot be pickled: {error}.  Change it, or "
             "abort(); nothing was stored"

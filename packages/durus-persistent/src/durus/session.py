@@ -6,12 +6,13 @@ itself.  (Over a storage without history it is the classic rule that holds; see 
 """
 
 import logging
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, overload
 
 from durus.changes import Savepoint
 from durus.connection import P, R
@@ -32,16 +33,19 @@ from durus.times import When
 if TYPE_CHECKING:
     from durus.database import Database
 
-__all__ = ["Session", "Snapshot", "Transaction"]
+__all__ = ["Session", "Snapshot", "Transaction", "open_in_this_context"]
 
 
 class Session(Generic[R]):
     """A transaction or a snapshot.  It may go from thread to thread, but not be in two at once."""
 
+    _connection: PooledConnection[R] | None = None
+    """While it is open."""
+
     def __init__(self, database: "Database[R]") -> None:
         self.database = database
-        self._connection: PooledConnection[R] | None = None
         self._is_over = False
+        self._begin_lock = threading.Lock()
 
     def _lease(self) -> PooledConnection[R]:
         return self.database._lease(self)
@@ -50,9 +54,16 @@ class Session(Generic[R]):
         """Its connection.  TransactionEndedError after its end."""
         if self._is_over:
             raise TransactionEndedError(f"{self} has ended; begin another one")
-        if self._connection is None:
-            self._connection = self._lease()
-        return self._connection
+        self.database._check_open()
+        connection = self._connection
+        return self._begin() if connection is None else connection
+
+    def _begin(self) -> PooledConnection[R]:
+        with self._begin_lock:
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = self._lease()
+            return connection
 
     @property
     def root(self) -> R:
@@ -78,26 +89,43 @@ class Session(Generic[R]):
         `Connection.get`.
         """
         connection = self._use()
-        with connection.used():
+        with connection.used(self):
             if not isinstance(obj, PersistentObject):
                 return connection.get(obj) if cls is None else connection.get(obj, cls)
             owner = obj._p_connection
             if owner is connection:
                 return obj
-            if obj._p_oid is None or not self.database._owns(owner):
+            if obj._p_oid is None:
                 raise ForeignReferenceError(
-                    f"<{obj._p_identity()}> is no stored object of {self.database}; the copy() of "
-                    "a transaction takes what is of another database"
+                    f"<{obj._p_identity()}> was never stored, so it is the only instance of it"
+                )
+            if not self.database._owns(owner):
+                raise ForeignReferenceError(
+                    f"<{obj._p_identity()}> is an object of {owner!r}, and not of {self.database}; "
+                    "the copy() of a transaction takes what is of another database"
                 )
             return connection.get(obj._p_oid, type(obj))
 
     def _check_may_change(self, obj: PersistentObject) -> None:
         raise NotImplementedError
 
-    def _end(self, connection: PooledConnection[R]) -> None:
+    def _end(self) -> None:
         self._is_over = True
-        self._connection = None
-        self.database._give_back(connection)
+        connection = vars(self).pop("_connection", None)  # in one step, so that nobody else has it
+        if connection is not None:
+            self.database._give_back(connection)
+
+    def _give_up(self) -> None:
+        """End without a commit, also after an error in here, unless another thread is at work."""
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            if connection.serves(self):  # else a commit was interrupted in its last steps
+                connection.abort_and_rest(self)
+        finally:
+            if not connection.serves(self):
+                self._end()
 
     def __enter__(self) -> R:
         return self.root
@@ -141,12 +169,11 @@ class Snapshot(Session[R]):
         """
         connection = self._connection
         self._is_over = True
-        if connection is not None:
-            try:
+        try:
+            if connection is not None and connection.serves(self):
                 connection._check_unnoted()
-            finally:
-                connection.abort_and_rest()
-                self._end(connection)
+        finally:
+            self._give_up()
 
     def __exit__(
         self,
@@ -156,13 +183,6 @@ class Snapshot(Session[R]):
     ) -> None:
         self.close()
 
-    def _end(self, connection: PooledConnection[R]) -> None:
-        if self._at is None:
-            super()._end(connection)
-        else:
-            self._connection = None
-            connection.close()
-
     def _check_may_change(self, obj: PersistentObject) -> None:
         raise ReadOnlyError(
             f"<{obj._p_identity()}> cannot be changed: {self} is read-only; change the object in a "
@@ -170,8 +190,22 @@ class Snapshot(Session[R]):
         )
 
 
-_open: ContextVar[tuple["weakref.ref[Transaction[Any]]", ...]] = ContextVar("durus_transactions")
-"""The transactions that were begun in this context, oldest first."""
+_Open: TypeAlias = tuple["weakref.ref[Transaction[Any]]", ...]
+
+_open: ContextVar[_Open] = ContextVar("durus_transactions")
+"""The transactions that were begun in this context, or in one that it is a copy of."""
+
+
+def open_in_this_context(database: "Database[Any]") -> _Open:
+    """The transactions of a database that were begun in this very context, and may still commit."""
+    return tuple(
+        ref
+        for ref in _open.get(())
+        if (other := ref())
+        and other.database is database
+        and other._is_open
+        and other._was_begun_in_this_context()
+    )
 
 
 class Transaction(Session[R]):
@@ -183,14 +217,22 @@ class Transaction(Session[R]):
       user, note: stored with the commit
     """
 
-    def __init__(self, database: "Database[R]", *, note: str = "", user: str = "") -> None:
+    _has_conflicted = False
+    """Then it will never commit, and to forget it is as good as abort()."""
+
+    def __init__(
+        self, database: "Database[R]", *, note: str = "", user: str = "", outer: _Open = ()
+    ) -> None:
+        """outer: those that are open where this is called from another context and waited for."""
         super().__init__(database)
         self.note = note
         self.user = user
         self._tid: Tid | None = None
         self._calls: list[Callable[[], object]] = []
-        self._outer: weakref.ref[Transaction[Any]] | None = None
-        """The one of the same context and database that was open when this began."""
+        self._outer = outer
+        """Those in which nothing can happen before this has ended: it must not write."""
+        self._token: Token[_Open] | None = None
+        """It can be used in the context in which this was begun, and in no copy of that."""
 
     def __repr__(self) -> str:
         note = f" {self.note!r}" if self.note else ""
@@ -204,17 +246,28 @@ class Transaction(Session[R]):
 
     def _lease(self) -> PooledConnection[R]:
         connection = super()._lease()
+        self._outer += open_in_this_context(self.database)
         still_open = [ref for ref in _open.get(()) if (other := ref()) and other._is_open]
-        for ref in still_open:
-            other = ref()
-            if other is not None and other.database is self.database:
-                self._outer = ref
-        _open.set((*still_open, weakref.ref(self)))
+        self._token = _open.set((*still_open, weakref.ref(self)))
         return connection
+
+    def _was_begun_in_this_context(self) -> bool:
+        if self._token is None:
+            return False
+        current = _open.get()
+        try:
+            _open.reset(self._token)
+        except (ValueError, RuntimeError):  # RuntimeError: just now, in a thread of that context
+            return False
+        self._token = _open.set(current)
+        return True
 
     @property
     def _is_open(self) -> bool:
-        return self._connection is not None
+        """Whether it may still commit; that of a process before a fork may not."""
+        connection = self._connection
+        may_commit = connection is not None and not connection._view.is_inherited
+        return may_commit and not self._has_conflicted
 
     def commit(self) -> Tid | None:
         """Store all changes, as a whole and durably, and end.
@@ -230,14 +283,14 @@ class Transaction(Session[R]):
 
     def _commit(self) -> None:
         connection = self._use()
-        connection.user, connection.note = self.user, self.note
         try:
-            self._tid = connection.commit_and_rest()
+            self._tid = connection.commit_and_rest(self, self.user, self.note)
         except ConflictError as error:
+            self._has_conflicted = True
             self.database._statistics.note_conflict(error)
             raise
         self.database._statistics.note_commit(self._tid)
-        self._end(connection)
+        self._end()
 
     def _call_all(self) -> None:
         """Make the calls that were to follow the commit; all, even if one fails."""
@@ -247,19 +300,18 @@ class Transaction(Session[R]):
                 call()
             except Exception as error:
                 error.add_note(f"raised by an on_commit call; transaction {self._tid} is stored")
-                if failed is not None:
+                if failed is None:
+                    failed = error
+                else:
                     logger.log(logging.ERROR, "an on_commit call failed", exc_info=error)
-                failed = failed or error
         if failed is not None:
             raise failed
 
     def abort(self) -> None:
         """Give up all changes, and end; no error if it has ended already."""
-        connection = self._connection
-        if connection is not None:
-            connection.abort_and_rest()
+        if self._connection is not None:
+            self._give_up()
             self.database._statistics.note_abort()
-            self._end(connection)
         self._is_over = True
 
     def savepoint(self) -> Savepoint:
@@ -270,7 +322,7 @@ class Transaction(Session[R]):
         Raises UnstorableError and ForeignReferenceError, as commit().
         """
         connection = self._use()
-        with connection.used():
+        with connection.used(self):
             return _TransactionSavepoint(self, connection.savepoint())
 
     def on_commit(self, call: Callable[[], object]) -> None:
@@ -289,7 +341,7 @@ class Transaction(Session[R]):
         stored as soon as something of this transaction refers to it.
         """
         connection = self._use()
-        with connection.used():
+        with connection.used(self):
             return copy_subgraph(obj)
 
     def __exit__(
@@ -310,13 +362,17 @@ class Transaction(Session[R]):
             raise
         self._call_all()
 
+    def __del__(self) -> None:
+        if not self._has_conflicted:
+            super().__del__()
+
     def _check_may_change(self, obj: PersistentObject) -> None:
         if self.database.readonly:
             raise ReadOnlyError(
                 f"<{obj._p_identity()}> cannot be changed: {self.database} is open read-only"
             )
-        outer = None if self._outer is None else self._outer()
-        if outer is not None and outer._is_open:
+        outer = next((found for ref in self._outer if (found := ref()) and found._is_open), None)
+        if outer is not None:
             raise NestedTransactionError(
                 f"<{obj._p_identity()}> cannot be changed in {self}: {outer} is open in the same "
                 "context, and would conflict with it.  Change the object there, after a "
@@ -333,6 +389,6 @@ class _TransactionSavepoint(Savepoint):
         self._count = len(transaction._calls)
 
     def rollback(self) -> None:
-        with self._transaction._use().used():
+        with self._transaction._use().used(self._transaction):
             super().rollback()
             del self._transaction._calls[self._count :]

@@ -9,6 +9,7 @@ import io
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 from durus.blob import BlobChunk
@@ -20,15 +21,16 @@ __all__ = ["MutationGuard"]
 _WHOLE: Final = ""
 """In the place of the name of an attribute, for a state that is no dict."""
 
-_Fingerprint: TypeAlias = dict[str, bytes]
-"""The pickles of the attributes."""
+_Fingerprint: TypeAlias = dict[str, bytes | None]
+"""The pickles of the attributes; None for what cannot be pickled."""
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles values, with persistent objects by their identity."""
+    """Pickles values, with persistent objects by their oids."""
 
     def persistent_id(self, obj: Any) -> object:
-        return id(obj) if isinstance(obj, PersistentBase) else None
+        # Not the id() of a stored one: when it has gone, another one may have that.
+        return (obj._p_oid or id(obj)) if isinstance(obj, PersistentBase) else None
 
 
 class MutationGuard:
@@ -59,7 +61,8 @@ class MutationGuard:
         for obj, before in list(self._known.values()):
             if obj._p_is_saved():
                 now = _take_fingerprint(obj) or {}
-                names = [n for n in {**before, **now} if before.get(n) != now.get(n)]
+                known = [name for name in {**before, **now} if before.get(name, b"") is not None]
+                names = [name for name in known if before.get(name) != now.get(name)]
                 if names:
                     yield obj, names
 
@@ -88,15 +91,23 @@ def _describe(found: Iterable[tuple[PersistentObject, list[str]]]) -> str:
 
 
 def _take_fingerprint(obj: PersistentObject) -> _Fingerprint | None:
-    """The pickles of what is in an object now; None if something there cannot be pickled."""
+    """The pickles of what is in an object now; None if its state cannot be had."""
+    cls = type(obj)
     with suppress(Exception):
-        state = type(obj).__getstate__(obj)
+        state = cls.__getstate__(obj)
         parts = state if isinstance(state, dict) else {_WHOLE: state}
-        return {str(name): _pickle(value) for name, value in parts.items()}
+        return {str(n): _pickle(v) for n, v in parts.items() if not _is_cached_property(cls, n)}
     return None
 
 
-def _pickle(value: object) -> bytes:
+def _is_cached_property(cls: type, name: object) -> bool:
+    """Whether Python keeps there what was computed, and can be computed again."""
+    return isinstance(name, str) and isinstance(getattr(cls, name, None), cached_property)
+
+
+def _pickle(value: object) -> bytes | None:
     file = io.BytesIO()
-    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
-    return file.getvalue()
+    with suppress(Exception):
+        _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+        return file.getvalue()
+    return None

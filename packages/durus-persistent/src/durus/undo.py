@@ -54,7 +54,7 @@ def undo(
     pack has removed, or when it created the root.  HistoryUnavailableError if the storage keeps no
     history, and what commits raise.
     """
-    history = require_history(storage)
+    history = require_history(storage, "undo")
     undone = next(iter(history.transactions(tid, Tid(tid + 1))), None)
     if undone is None:
         raise UndoError(tid, "there is no such transaction, or a pack has dropped it")

@@ -154,6 +154,10 @@ class View:
         else:
             self.accessed.add(obj._p_oid)
 
+    @property
+    def is_writable(self) -> bool:
+        return not self.storage.readonly
+
     def check_writable(self) -> None:
         """ReadOnlyError when nothing can be changed here."""
         if self.storage.readonly:
@@ -204,6 +208,10 @@ class View:
         if changed is None:
             return bool(self.accessed or self.blind)
         return bool(self.accessed.overlap(changed)) or not self.blind.isdisjoint(changed)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """Let the storage forget what only this view sees."""

@@ -23,17 +23,18 @@ _NO_LINKS: Final = frozenset([errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 
 
 @contextlib.contextmanager
-def appearing_at(system: System, path: str) -> Iterator[str]:
+def appearing_at(system: System, path: str, aside: str | None = None) -> Iterator[str]:
     """Yields a name in the same folder, to make a file at; at the end that gets the name `path`.
 
     It must be synced by then; its name is durable on return.
+    aside: that name, if the caller has made the file already, and locked it; else one of its own.
 
     Raises FileExistsError if something is there by then, and OSError: then nothing is left.  But
     when it is the sync of the folder that fails, the file is there, and stays, since others may be
     using it already: StorageOpenError says so.
     """
     folder = os.path.dirname(path)
-    aside = os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
+    aside = aside or os.path.join(folder, f".durus-{secrets.token_hex(8)}.new")
     try:
         yield aside
         try:

@@ -217,8 +217,8 @@ class _Backup:
         free = self._folder.system.free_space(self._folder.path)
         if free < size + _SPARE_SIZE:
             raise StorageError(
-                f"{self._folder.path}: the backup takes {size >> 20} MiB, and {free >> 20} MiB are "
-                "free there; no backup was made"
+                f"{self._folder.path}: the backup takes {size:,} bytes, {_SPARE_SIZE:,} are left "
+                f"to others, and {free:,} are free there; no backup was made"
             )
 
     def _look_at_tail(self, since: Anchor) -> CheckedLog:

@@ -213,12 +213,13 @@ class BackupFolder:
         content = file.read(0, file.status().size)
         try:
             self.files = _decode(path, content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = error if isinstance(error, ValueError) else "this is no manifest of backups"
             raise CorruptionError(
                 path,
                 None,
-                f"it is damaged ({error}); put back a copy of it, or make the backups in another "
-                "folder.  Each full-*.durus is a database by itself",
+                f"{reason}; put back a copy of it, or make the backups in another folder.  Each "
+                "full-*.durus is a database by itself",
             ) from error
         return True
 
@@ -362,7 +363,7 @@ def _checksum(entries: object) -> str:
 
 
 def _decode(path: str, content: bytes) -> list[BackupFile]:
-    """Raises UnsupportedFormatError; ValueError, KeyError or TypeError when it is damaged."""
+    """Raises UnsupportedFormatError; when it is damaged, ValueError, or what Python happens to."""
     manifest = json.loads(content)
     if manifest["format"] != _FORMAT:
         raise ValueError("it is that of something else")

@@ -122,6 +122,8 @@ class StoredDatabase:
     """Up to this tid, a pack has dropped records: no snapshot is older."""
     next_oid: int = 0
     """Oids from here on are in no use, and never were; 0 when it is not known."""
+    dictionary: bytes | None = None
+    """With what a log compresses records: see `durus.log_codec.RecordCodec`."""
 
 
 class FileOpener(Protocol):

@@ -388,7 +388,7 @@ class FileStorage(ClassicCalls):
         Others read and commit meanwhile, and wait at the end for a moment.  Open snapshots go on
         seeing what they saw.  Without a root nothing happens.  Raises StorageError, also when
         somebody else is packing the file or there is no room for the new one; after an error, as
-        far as anybody sees, nothing has changed.
+        far as anybody sees, nothing has changed, unless it says that the file was packed.
         """
         self._shared.check_writable()
         pack_online(
@@ -442,5 +442,6 @@ def open_log(
 
 def _remove_temporary(system: System, path: str, pid: int) -> None:
     if os.getpid() == pid:  # and not a forked child
-        with contextlib.suppress(OSError):
-            system.unlink(path)
+        for name in (path, f"{path}.old"):
+            with contextlib.suppress(OSError):
+                system.unlink(name)

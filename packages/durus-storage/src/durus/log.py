@@ -213,8 +213,8 @@ class Log(LogReader):
 
     def walk_back(self, until: Tid | None = None) -> Iterator[TransactionHead]:
         """The visible transactions up to the tid `until`, newest first; CorruptionError."""
-        start = None if until is None else self._waypoints.find_end(until)
-        return self._walk_back(self.end if start is None else start, until)
+        waypoint = None if until is None else self._waypoints.find(until)
+        return self._walk_back(self.end if waypoint is None else waypoint.end, until)
 
     def _walk_back(self, end: int, until: Tid | None) -> Iterator[TransactionHead]:
         for head in self.walk_back_from(end):
@@ -224,7 +224,9 @@ class Log(LogReader):
 
     def walk(self, start: Tid, stop: Tid) -> Iterator[LoggedTransaction]:
         """The visible transactions with start <= tid < stop, oldest first; CorruptionError."""
-        for last in [*self._waypoints.between(start, stop), Tid(stop - 1)]:
+        while start < stop:
+            waypoint = self._waypoints.find(start)
+            last = Tid(stop - 1) if waypoint is None else Tid(min(waypoint.tid, stop - 1))
             offsets = array("Q")
             for head in self.walk_back(last):
                 if head.tid < start:

@@ -110,16 +110,20 @@ class CheckedLog(GrowingLog):
             self._take_runs(size)
             self.catch_up(size)
 
-    def find_last(self, tid: Tid, size: int) -> None:
-        """As `finish`, but end with the newest transaction that is not newer than `tid`."""
+    def find_last(self, tid: Tid, size: int) -> bool:
+        """As `finish`, but end with the newest transaction that is not newer than `tid`.
+
+        Whether that is certain: that very one was found, or a newer one.  Else the log has ended.
+        """
         self._newest_wanted = tid
         try:
             self.finish(size)
         except _PastError:
-            pass
+            return True
         except CorruptionError:
             if self.tid < tid:  # else what is damaged is newer
                 raise
+        return self.tid == tid
 
     # The short way
 

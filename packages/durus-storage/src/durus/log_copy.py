@@ -79,14 +79,18 @@ class LogCopy:
 
     def extend(self, stop: int) -> None:
         """Copy up to an offset of the log, and check it, as far as entries end there."""
-        with ThreadPoolExecutor(1) as helper:
-            while self.end < stop:
-                end = min(self.end + _STRETCH_SIZE, stop)
-                self._write(end, helper)
-                synced = helper.submit(self._file.sync)
-                self._check()  # what was synced before
-                synced.result()
-                self.end = end
+        try:
+            with ThreadPoolExecutor(1) as helper:
+                while self.end < stop:
+                    end = min(self.end + _STRETCH_SIZE, stop)
+                    self._write(end, helper)
+                    synced = helper.submit(self._file.sync)
+                    self._check()  # what was synced before
+                    synced.result()
+                    self.end = end
+        except OSError as error:
+            error.filename = error.filename or self._file.path
+            raise
         self._check()
 
     def append(self, content: bytes) -> None:

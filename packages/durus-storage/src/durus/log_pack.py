@@ -2,14 +2,14 @@
 
 `online_pack` puts it in the log's place.  Invariants: transactions keep their tids, ids, times,
 users, notes and order; records are checked, and copied byte for byte, unless they are to be
-compressed or unpacked; the last transactions are always kept, if need be without records, so that
+compressed or unpacked; memory holds nothing for each transaction, and for each object what
+`pack_mark` says; the last transactions are always kept, if need be without records, so that
 tids go on from where they were and `find` still knows who has committed; nothing that is written
 refers to what the pack has left out.
 """
 
 import itertools
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
@@ -75,7 +75,7 @@ class LogPack:
         """Its end."""
         self._kept_since = NO_TID
         self._reported = 0
-        before = array("Q")
+        before = 0
         keep = max(keep, log.header.horizon)
         for count, head in enumerate(log.walk_back()):
             if head.tid > keep:
@@ -84,10 +84,9 @@ class LogPack:
                 self.horizon, self._limit = head.tid, head.end
             if count < _TRANSACTIONS_KEPT or not before:
                 self._kept_since = head.tid
-            before.append(head.offset)
-        before.reverse()
+            before += 1
         self._before = before
-        """Where the transactions up to the horizon are."""
+        """The number of transactions up to the horizon."""
 
     def mark(self, roots: set[int]) -> None:
         """Find what is to be kept: also what these oids, as numbers, lead to."""
@@ -122,7 +121,7 @@ class LogPack:
     def size(self) -> int:
         """The bytes that the copy will take, about."""
         log = self._log
-        transactions = min(len(self._before), self._kept.count + _TRANSACTIONS_KEPT)
+        transactions = min(self._before, self._kept.count + _TRANSACTIONS_KEPT)
         later = log.end - self._limit
         size = log.header.size + self._kept.size + transactions * _TRANSACTION_SIZE + later
         return size if self._codec is None else int(self._codec.growth * size) + DICTIONARY_SIZE_MAX
@@ -148,8 +147,8 @@ class LogPack:
             ),
             self._kept.slots,
         )
-        for offset in self._before:
-            self._copy_kept(self._log.read_visible(offset))
+        for transaction in self._log.walk(NO_TID, Tid(self.horizon + 1)):
+            self._copy_kept(transaction)
         self._copied = self.horizon
         self.write_later()
         return self.writer

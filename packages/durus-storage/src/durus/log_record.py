@@ -132,10 +132,12 @@ def is_record(content: bytes, start: int, number: int, size: int) -> bool:
     end = start + size
     if size < RECORD_HEAD_SIZE or end > len(content):
         return False
-    crc, found, codec, _, class_size, ref_count, rest = _RECORD.unpack_from(content, start)
+    crc, found, codec, kind, class_size, ref_count, rest = _RECORD.unpack_from(content, start)
     if not codec:
         rest += class_size
     if found != number or size != RECORD_HEAD_SIZE + 8 * ref_count + rest:
+        return False
+    if (kind == _KIND_REMOVED) != (size == RECORD_HEAD_SIZE):
         return False
     return bool(crc == zlib.crc32(content[start + 4 : end]))
 

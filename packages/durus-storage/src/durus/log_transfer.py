@@ -19,7 +19,7 @@ from durus.file_system import OperatingSystem, System
 from durus.growing_log import GrowingLog
 from durus.interfaces import NO_TID, OID_LIMIT, Oid, Record, Tid
 from durus.log import Log
-from durus.log_codec import LIBRARY_MISSING, Compression, RecordCodec, has_library
+from durus.log_codec import RecordCodec
 from durus.log_file import LogFile
 from durus.log_format import LoggedTransaction
 from durus.log_header import FileHeader, with_dictionary
@@ -88,6 +88,7 @@ def read_log(path: str) -> Iterator[StoredDatabase]:
         ),
         horizon=log.header.horizon,
         next_oid=log.next_oid,
+        dictionary=log.codec.dictionary,
     )
 
 
@@ -97,40 +98,31 @@ def _read_records(log: Log, transaction: LoggedTransaction) -> Iterator[tuple[Oi
         yield oid, log.read_revision(entry.slot, oid).record
 
 
-def write_log(
-    path: str,
-    database: StoredDatabase,
-    system: System | None = None,
-    *,
-    compression: Compression = "none",
-) -> None:
+def write_log(path: str, database: StoredDatabase, system: System | None = None) -> None:
     """Make a new log file that holds all of a database; durable on return.
 
     Transactions without a tid get tids, and ids, of ours.  The first one is the base of the
     database, and may be all of it.  If it has no tid, or is large, it is written in parts, so that
     it need not fit into memory; every other transaction must.
 
-    compression: "zstd": large records are compressed, and a pack makes a dictionary for small ones.
-
     Raises StorageOpenError when the file cannot be made, StorageError when it cannot hold the
     database, and whatever the database raises while it is read; then there is no file.
     """
-    if compression == "zstd" and not has_library():
-        raise StorageError(LIBRARY_MISSING)
     system = OperatingSystem() if system is None else system
     path = os.path.abspath(path)
     with making(path):
         file = LogFile(system, path, system.create(path))
     try:
-        _write_all(file, database, compression)
+        _write_all(file, database)
     except BaseException:
         with contextlib.suppress(OSError):
             system.unlink(path)
         raise
 
 
-def _write_all(file: LogFile, database: StoredDatabase, compression: Compression) -> None:
-    codec = RecordCodec(b"") if compression == "zstd" else None
+def _write_all(file: LogFile, database: StoredDatabase) -> None:
+    wanted = RecordCodec(database.dictionary)
+    codec = wanted if wanted.is_wanted else None
     transactions = iter(database.transactions)
     base = next(transactions, StoredTransaction(records=()))
     parts = _split(base.records, _PART_OF_COMMIT if base.tid else _PART, codec)
@@ -146,7 +138,7 @@ def _write_all(file: LogFile, database: StoredDatabase, compression: Compression
         created_ns=time.time_ns(),
         horizon=horizon,
         next_oid=database.next_oid,
-        extension=with_dictionary(b"", None if codec is None else codec.dictionary),
+        extension=with_dictionary(b"", database.dictionary),
     )
     with saying(f"{file.path} cannot be written"):
         writer = LogWriter(file, header)

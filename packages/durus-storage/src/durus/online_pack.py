@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from durus.appearing import create_alone
+from durus.appearing import create_alone, link_is_impossible
 from durus.error import StorageError, StorageLockedError
+from durus.file_system import FileStatus
 from durus.growing_log import GrowingLog
 from durus.index_checkpoint import CHECKPOINT_SIZE, index_path
 from durus.index_file import IndexFile
@@ -21,9 +22,11 @@ from durus.interfaces import ROOT_OID, Progress, Tid
 from durus.log import Log
 from durus.log_codec import Compression
 from durus.log_file import LogFile
+from durus.log_header import MAGIC
 from durus.log_open import saying
 from durus.log_pack import LogPack, PackAgainError
 from durus.log_writer import LogWriter
+from durus.open_file import OpenFile
 from durus.shared_log import SharedLog
 
 __all__ = ["pack_online"]
@@ -36,6 +39,8 @@ _ROUND_SIZE_MIN: Final = 1 << 14
 """So little can be copied while others wait."""
 _LARGE_SIZE: Final = 1 << 26
 _CLOSE_LATE_S: Final = 2.0
+_SECTOR_SIZE: Final = 512
+"""So much of a file arrives on the disk, or does not."""
 _SPARE_SIZE: Final = 1 << 20
 """Of the free space, what is left for others."""
 
@@ -86,7 +91,10 @@ def _close_late(log: Log) -> None:
     This frees its room on the disk, for which the system takes long: else one who commits would.
     """
     if log.end >= _LARGE_SIZE:
-        threading.Timer(_CLOSE_LATE_S, id, (log,)).start()
+        timer = threading.Timer(_CLOSE_LATE_S, id, (log,))
+        timer.daemon = True  # the end of the process closes it, too
+        with contextlib.suppress(RuntimeError):  # there can be no more threads
+            timer.start()
 
 
 class _Attempt:
@@ -104,7 +112,8 @@ class _Attempt:
         """Whether the packed file is the log, so that whose turn it is locks and unlocks it."""
 
     def run(self, roots: set[int], *, keep_old: bool) -> None:
-        """Raises PackAgainError, and StorageError; then nothing has changed."""
+        """Raises PackAgainError, and StorageError; then nothing has changed, unless it says so."""
+        self._check_aside()
         with self._made_aside() as file:
             self._pack.mark(roots)
             self._check_space()
@@ -137,6 +146,31 @@ class _Attempt:
                 f"{self._path}: packing takes about {needed >> 20} MiB beside the file until it is "
                 f"done, and {free >> 20} MiB are free there; nothing was changed"
             )
+
+    def _check_aside(self) -> None:
+        """StorageError if there is something in the way that no pack of this database has left."""
+        with contextlib.suppress(FileNotFoundError):
+            is_link = os.path.islink(self._aside)  # which may lead to nothing
+            if is_link or not self._is_left(self._system.path_status(self._aside)):
+                raise StorageError(
+                    f"{self._aside} is in the way: a pack makes a file of that name, and this one "
+                    "was not left by one; give it another name, or remove it"
+                )
+
+    def _is_left(self, status: FileStatus) -> bool:
+        """Whether a pack of this database that was killed, or is under way, has made what is aside.
+
+        It has made an empty file, and then a log of this database, with a file id of its own (a
+        copy has that of the log); a power cut may take the beginning of that.
+        """
+        if not status.is_regular:
+            return False
+        system = self._system
+        left = OpenFile(system, self._aside, system.open(self._aside, writable=False))
+        start = left.read(0, _SECTOR_SIZE)
+        header = self._log.header  # what follows the ids in the one aside may not be there yet
+        is_ours = start.startswith(MAGIC) and start[16:32] == header.database_id
+        return not start.strip(b"\0") or (is_ours and start[32:48] != header.file_id)
 
     @contextlib.contextmanager
     def _made_aside(self) -> Iterator[LogFile]:
@@ -210,8 +244,7 @@ class _Attempt:
     def _swap(self, packed: GrowingLog, index: IndexFile | None, *, keep_old: bool) -> None:
         system, path = self._system, self._path
         if keep_old:
-            self._remove(f"{path}.old")
-            system.link(path, f"{path}.old")
+            self._keep_old()
         # Before the log: who opens that shall find it.  Nobody takes it for one of the old log.
         with contextlib.suppress(OSError):
             if index is None:
@@ -225,4 +258,28 @@ class _Attempt:
         except OSError:
             self._is_log = False
             raise
-        self._shared.replace(packed)
+        try:
+            self._shared.replace(packed)
+        except OSError as error:
+            raise StorageError(
+                f"{path} was packed, but its directory cannot be synced: {error}; until that is "
+                "done, a power cut may bring back the file as it was, and commits fail"
+            ) from error
+
+    def _keep_old(self) -> None:
+        """Give the log the name `<path>.old`, too.  An earlier file there stays until it has it."""
+        system, old = self._system, f"{self._path}.old"
+        spare = f"{self._path}.{secrets.token_hex(8)}.old"
+        try:
+            system.link(self._path, spare)
+        except OSError as error:
+            if not link_is_impossible(error):
+                raise
+            raise StorageError(
+                f"{self._path}: the old file cannot be kept, since a file cannot have two names on "
+                "this file system; nothing was changed.  Copy it first, and pack without keep_old"
+            ) from error
+        try:
+            system.rename(spare, old)
+        finally:
+            self._remove(spare)  # it stays when it is the same file as `old`

@@ -4,16 +4,24 @@
 checked, or not at all; the folder is only read.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Final, NamedTuple
 
-from durus.appearing import appearing_at, making
+from durus.appearing import appearing_at, create_alone, making
 from durus.backup_folder import BackupFile, BackupFolder, Chain, remedy
-from durus.error import CorruptionError, HistoryUnavailableError, StorageError, StorageOpenError
+from durus.error import (
+    CorruptionError,
+    HistoryUnavailableError,
+    StorageError,
+    StorageLockedError,
+    StorageOpenError,
+)
 from durus.file_format import Finding
 from durus.file_system import OperatingSystem, System
 from durus.index_file import Anchor
@@ -29,6 +37,7 @@ from durus.times import When, tid_at, time_of
 __all__ = ["RestoreResult", "restore", "verify_backup"]
 
 _PIECE_SIZE: Final = 1 << 20
+_OWNER_WRITES: Final = stat.S_IRUSR | stat.S_IWUSR
 
 
 class RestoreResult(NamedTuple):
@@ -41,12 +50,17 @@ class RestoreResult(NamedTuple):
     """Its newest transaction; 0 if there is none."""
     time_ns: int
     """When that was committed: wall clock, nanoseconds since 1970."""
+    database_id: str
+    """Which database it is, in hexadecimal digits."""
+    other_databases: tuple[str, ...]
+    """Those that there are backups of in the same folder."""
 
     def __str__(self) -> str:
         what = "no transaction"
         if self.tid != NO_TID:
             what = f"transactions up to {self.tid}, of {time_of(self.time_ns)}"
-        return f"{self.path}: {what}, {self.size} bytes"
+        which = f" of database {self.database_id}" if self.other_databases else ""
+        return f"{self.path}: {what}{which}, {self.size} bytes"
 
 
 class _Cut(NamedTuple):
@@ -57,6 +71,8 @@ class _Cut(NamedTuple):
     end: int
     """Of what is copied of them."""
     tid: Tid
+    """Of that transaction."""
+    transaction_id: int
     time_ns: int
 
 
@@ -65,6 +81,7 @@ def restore(
     target: str | PathLike[str],
     *,
     at: When | None = None,
+    database: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     system: System | None = None,
 ) -> RestoreResult:
@@ -73,12 +90,15 @@ def restore(
     target: the path of the new file; nothing may be there.
     at: the newest transaction is the newest one that is not newer than this: a tid, an aware
         datetime, or a timedelta before now; None: the newest one that there is.
+    database: the id of the database, if the folder has backups of several, as the manifest has it;
+        None: that of the newest backup.
     progress: is called in between; what it raises ends it.
     system: another operating system, for tests.
 
     After an error there is no new file.  Raises StorageOpenError when something is there, when the
     folder cannot be used or a backup is missing; CorruptionError when one is damaged;
-    HistoryUnavailableError when the backups do not reach back so far; StorageError for what the
+    HistoryUnavailableError when the backups do not reach back so far, or a pack was faster than
+    they; StorageLockedError while another process makes the same file; StorageError for what the
     operating system refuses; ValueError for a datetime without a time zone.
     """
     system = OperatingSystem() if system is None else system
@@ -88,8 +108,14 @@ def restore(
     with saying(f"{place.path}: nothing was restored"):
         place.open()
         _check_free(system, target)
-        cut = _choose(place, tid)
-        return _make(place, cut, target, progress or _ignore)
+        chains = _find_chains(place, database)
+
+        def make(cut: _Cut) -> RestoreResult:
+            return _make(place, cut, target, progress or _ignore)
+
+        if tid is not None:
+            return _restore_at(place, chains, tid, make)
+        return make(_find_cut(place, chains[-1], chains[-1][-1].last_tid))
 
 
 def _ignore(progress: Progress) -> None:
@@ -111,59 +137,104 @@ def _check_free(system: System, target: str) -> None:
 # Which transaction
 
 
-def _choose(folder: BackupFolder, at: Tid | None) -> _Cut:
-    """Where to cut which chain.
-
-    At a time, the newest full backup before it, and its parts, tell what was there.  But what was
-    committed after the last of these, and before the next full backup, is in that alone.
-    """
+def _find_chains(folder: BackupFolder, database: str | None) -> list[Chain]:
+    """Those of one database; StorageOpenError if there are none."""
     chains = folder.chains
     if not chains:
         raise StorageOpenError(folder.path, "there is no backup in this folder yet")
-    if at is None:
-        last = chains[-1][-1]
-        return _Cut(chains[-1], last.end, last.last_tid, last.last_time_ns)
-    made = [max(chain[0].made_ns, chain[0].last_tid) for chain in chains]
-    later = max((number + 1 for number, ns in enumerate(made) if ns <= at), default=0)
-    found = _find_cut(folder, chains[later - 1], at) if later else None
-    if later < len(chains):
-        newer = _find_cut(folder, chains[later], at)
-        if newer is not None and newer.tid > (found.tid if found else NO_TID):
-            found = newer
-    if found is None:
-        raise HistoryUnavailableError(
-            f"{folder.path}: no backup has what was there at tid {at} ({time_of(at)}): "
-            f"{_explain_beginning(chains[0][0])}"
-        )
+    wanted = database or chains[-1][0].database_id
+    found = [chain for chain in chains if chain[0].database_id == wanted]
+    if not found:
+        reason = f"there is no backup of database {wanted} in this folder"
+        raise StorageOpenError(folder.path, reason + _explain_others(folder, wanted))
     return found
 
 
-def _explain_beginning(oldest: BackupFile) -> str:
-    first = oldest.first_tid or oldest.made_ns
-    begins = f"the first transaction in them is {first} ({time_of(first)})"
-    if oldest.horizon:
-        begins = f"history before tid {oldest.horizon} had been packed away already"
-    return begins
+def _find_others(folder: BackupFolder, database: str) -> tuple[str, ...]:
+    ids = dict.fromkeys(file.database_id for file in folder.files)
+    return tuple(id for id in ids if id != database)
 
 
-def _find_cut(folder: BackupFolder, chain: Chain, at: Tid) -> _Cut | None:
-    """The end of the newest transaction that is not newer, if the chain has one."""
-    if chain[0].first_tid > at or chain[0].horizon > at:
-        return None
-    needed = [file for file in chain if file.is_full or file.first_tid <= at]
+def _explain_others(folder: BackupFolder, database: str) -> str:
+    others = _find_others(folder, database)
+    return f"; there are backups of database {' and '.join(others)}" if others else ""
+
+
+def _restore_at(
+    folder: BackupFolder, chains: list[Chain], at: Tid, make: Callable[[_Cut], RestoreResult]
+) -> RestoreResult:
+    """Restore what was there at a time.
+
+    The newest full backup before it, and its parts, tell that.  But what was committed after the
+    last of these, and before the next full backup, is in that alone, unless it was packed away.
+
+    chains: of one database.
+    """
+    made = [max(chain[0].made_ns, chain[0].last_tid) for chain in chains]
+    later = max((number + 1 for number, ns in enumerate(made) if ns <= at), default=0)
+    known = chains[later - 1][-1].last_tid if later else NO_TID
+    number = later
+    try:
+        cut = None
+        if known < at and later < len(chains) and chains[later][0].first_tid <= at:
+            cut = _find_cut(folder, chains[later], at)
+        if cut is None or cut.tid <= known:
+            number = later - 1
+            cut = _find_cut(folder, chains[number], at) if later else None
+        if cut is not None and (number < later or chains[later][0].horizon <= cut.tid):
+            return make(cut)
+    except (CorruptionError, StorageOpenError):
+        with contextlib.suppress(StorageError):  # the next one may go on from there
+            others = chains[number + 1 :]
+            if others and _has_end(folder, others[0], _choose_files(chains[number], at)[-1]):
+                return _restore_at(folder, others, at, make)
+        raise
+    raise HistoryUnavailableError(
+        f"{folder.path}: no backup has what was there at tid {at} ({time_of(at)}): "
+        f"{_explain_absence(chains[later][0], known)}"
+        f"{_explain_others(folder, chains[0][0].database_id)}"
+    )
+
+
+def _explain_absence(next_full: BackupFile, known: Tid) -> str:
+    first = next_full.first_tid or next_full.made_ns
+    reason = f"the first transaction in them is {first} ({time_of(first)})"
+    if next_full.horizon:
+        reason = f"history before tid {next_full.horizon} had been packed away already"
+    if known != NO_TID:
+        reason += f"; what was there until tid {known} ({time_of(known)}) can be restored"
+    return reason
+
+
+def _choose_files(chain: Chain, at: Tid) -> Chain:
+    """Those that have transactions which are not newer, and the full backup."""
+    return [file for file in chain if file.is_full or file.first_tid <= at]
+
+
+def _has_end(folder: BackupFolder, chain: Chain, file: BackupFile) -> bool:
+    """Whether a chain has the last transaction of a file of another one; and so what led to it."""
+    cut = _find_cut(folder, chain, file.last_tid)
+    return (cut.tid, cut.transaction_id) == (file.last_tid, file.last_transaction_id)
+
+
+def _find_cut(folder: BackupFolder, chain: Chain, at: Tid) -> _Cut:
+    """The end of the newest transaction that is not newer; by the manifest there is one."""
+    needed = _choose_files(chain, at)
     last = needed[-1]
     if last.last_tid <= at:
-        return _Cut(needed, last.end, last.last_tid, last.last_time_ns)
+        return _Cut(needed, last.end, last.last_tid, last.last_transaction_id, last.last_time_ns)
     file = folder.open_chain(needed)
-    try:
+    head = None
+    with contextlib.suppress(CorruptionError):
         heads = LogReader(file).walk_back_from(last.end)
         head = next((head for head in heads if head.tid <= at), None)
-    except CorruptionError:
-        # Perhaps it is behind the transaction.
+    if head is None:  # perhaps what is damaged is behind the transaction
         log = CheckedLog(file, blame=file.locate)
-        log.find_last(at, last.end)
+        is_certain = log.find_last(at, last.end)
         head = log.last
-    return _Cut(needed, head.end, head.tid, head.time_ns) if head else None
+        if head is None or not is_certain:
+            raise log.corrupt(log.end, f"what was committed here is not there; {remedy(last)}")
+    return _Cut(needed, head.end, head.tid, head.id, head.time_ns)
 
 
 # Copying
@@ -182,8 +253,7 @@ def _make(
         done += size
         report(Progress("restoring", done, cut.end))
 
-    with making(target), appearing_at(system, target) as aside:
-        file = LogFile(system, aside, system.create(aside, source.status()))
+    with _made_aside(system, target, source) as file:
         whole = [backup for backup in cut.chain if backup.end <= cut.end]
         copy = LogCopy(
             source,
@@ -205,7 +275,33 @@ def _make(
         if copy.log.tid != cut.tid or copy.log.end != copy.end:
             reason = f"the backups do not end with transaction {cut.tid}, as the manifest says"
             raise CorruptionError(source.path, None, reason)
-    return RestoreResult(target, copy.end, cut.tid, cut.time_ns)
+    database = cut.chain[0].database_id
+    others = _find_others(folder, database)
+    return RestoreResult(target, copy.end, cut.tid, cut.time_ns, database, others)
+
+
+@contextlib.contextmanager
+def _made_aside(system: System, target: str, source: LogFile) -> Iterator[LogFile]:
+    """An empty file, which gets the name `target` at the end.
+
+    What is left of it when this process is killed goes when somebody restores to that name again.
+    """
+    folder, name = os.path.split(target)
+    aside = os.path.join(folder, f".durus-{name}.new")
+    status = source.status()
+    like = status._replace(mode=status.mode | _OWNER_WRITES)  # the backups may be read-only
+    with making(target):
+        file = create_alone(
+            system, aside, lambda: LogFile(system, aside, system.create(aside, like))
+        )
+        if file is None:
+            reason = "another process is restoring to this name; try again when it has finished"
+            raise StorageLockedError(f"{target}: {reason}")
+        try:
+            with appearing_at(system, target, aside):
+                yield file
+        finally:
+            file.unlock()
 
 
 # Verifying

@@ -177,6 +177,7 @@ class SqliteStorage(ClassicCalls):
 
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
         self._check_open()
+        until = min(until, TID_MAX)
         if since >= until:
             return frozenset()
         with contextlib.closing(self._snapshot()) as snapshot:
@@ -190,7 +191,7 @@ class SqliteStorage(ClassicCalls):
         After a pack those that it kept: all that wrote the newest revision of an object, and the
         last 1,000; with the oids whose records are still there, of which there may be none.
         """
-        first = NO_TID if start is None else start
+        first = NO_TID if start is None else min(start, TID_MAX)
         last = TID_MAX if stop is None else min(stop, TID_MAX)
         snapshot = self._snapshot()
         return _until_end(snapshot, snapshot.transactions(first, last))

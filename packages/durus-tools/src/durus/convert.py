@@ -22,6 +22,7 @@ from durus.file_format import StoredDatabase, StoredTransaction
 from durus.file_system import OperatingSystem
 from durus.formats import FORMATS
 from durus.interfaces import OID_LIMIT, ROOT_OID, Oid, Record, Snapshot
+from durus.log_codec import LIBRARY_MISSING, Compression, has_library
 from durus.oid_bitmap import OidBitmap, OidRanks, find_reachable
 from durus.repickle import is_of_python2, rewrite_record
 
@@ -65,6 +66,7 @@ def convert(
     history: bool = True,
     renumber: bool = False,
     python2: bool = False,
+    compression: Compression | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Make a new file that holds a database.
@@ -79,10 +81,12 @@ def convert(
     python2: the source was written by Python 2.  Its strings become texts if they are ASCII;
       those that are not, oids, and what is in a date or time, stay bytes.  If it was and this is
       not said, one of the warnings says so.
+    compression: of the records in a log: "zstd", or "none"; None: as in the source, if that is a
+      log.
     progress: is told how far things are.
 
-    Raises ValueError for a format that cannot be written, StorageOpenError when the source cannot
-    be opened or the target cannot be made (with errno EEXIST if something is there),
+    Raises ValueError for a format that cannot be written, or compressed, StorageOpenError when the
+    source cannot be opened or the target cannot be made (with errno EEXIST if something is there),
     CorruptionError when the source is damaged, ObjectError when a record cannot be rewritten, and
     StorageError.  After any error, and after Ctrl-C, there is no target; but when it is at last the
     sync of its directory that fails, it is there, and complete, and the error says so.
@@ -91,6 +95,12 @@ def convert(
     if target_format is None or target_format.write is None:
         known = ", ".join(name for name, found in FORMATS.items() if found.write is not None)
         raise ValueError(f"no file of the format {to!r} can be made, only {known}")
+    if compression not in ("zstd", "none", None):
+        raise ValueError(f"compression is 'zstd' or 'none', not {compression!r}")
+    if compression == "zstd" and to != "log":
+        raise ValueError(f"only a log can be compressed, and not a file of the format {to!r}")
+    if compression == "zstd" and not has_library():
+        raise StorageError(LIBRARY_MISSING)
     target = os.path.abspath(target)
     _check_target(target)
     opened = Source(source)
@@ -105,7 +115,10 @@ def convert(
         else:
             stored = stack.enter_context(_read_newest(opened, changes, count, renumber=renumber))
         transactions = count.watch(_pass_on(stored.transactions, changes, count))
-        database = dataclasses.replace(stored, transactions=transactions)
+        dictionary = stored.dictionary
+        if compression is not None:
+            dictionary = dictionary or b"" if compression == "zstd" else None
+        database = dataclasses.replace(stored, transactions=transactions, dictionary=dictionary)
         try:
             _make_target(target, target_format.write, database)
         except Exception as error:
@@ -253,6 +266,7 @@ def _read_newest(
     source: Source, changes: _Changes, count: _Count, *, renumber: bool
 ) -> Iterator[StoredDatabase]:
     """The newest revisions of what can be reached from the root, as one transaction."""
+    settings = source.read_settings()
     with source.snapshot() as snapshot:
 
         def load_refs(oids: list[Oid]) -> Iterator[tuple[Oid, bytes]]:
@@ -263,7 +277,7 @@ def _read_newest(
         reached, missing = find_reachable(load_refs)
         if ROOT_OID in missing:
             changes.warn("there is no root, so no object can be reached")
-            yield StoredDatabase(transactions=())
+            yield dataclasses.replace(settings, next_oid=0)
             return
         for oid in missing:
             changes.warn(f"oid {format_oid(oid)} is referred to, but there is no such object")
@@ -274,10 +288,11 @@ def _read_newest(
             # Not those that are referred to in vain, either: they shall not become others.
             used = map(int.from_bytes, itertools.chain(reached, missing))
             largest = max((number for number in used if number < OID_LIMIT), default=-1)
-            next_oid = max(largest + 1, source.read_next_oid())
+            next_oid = max(largest + 1, settings.next_oid)
         count.done, count.total = 0, len(reached)
         records = _load_in_order(snapshot, reached)
-        yield StoredDatabase(transactions=[StoredTransaction(records=records)], next_oid=next_oid)
+        base = StoredTransaction(records=records)
+        yield dataclasses.replace(settings, transactions=[base], next_oid=next_oid)
 
 
 def _load_in_order(snapshot: Snapshot, oids: OidBitmap) -> Iterator[tuple[Oid, Record]]:

@@ -77,9 +77,11 @@ class Source:
                     "nobody writes to it, or convert a copy of its file"
                 ) from error
 
-    def read_next_oid(self) -> int:
-        """As `StoredDatabase.next_oid`."""
+    def read_settings(self) -> StoredDatabase:
+        """What it says of the database beside the transactions, and none of these."""
         if self._format is None or not self._format.keeps_history:
-            return 0  # none of the others knows
+            return StoredDatabase(transactions=())  # none of the others says anything
         with self.read() as stored:
-            return stored.next_oid
+            return StoredDatabase(
+                transactions=(), next_oid=stored.next_oid, dictionary=stored.dictionary
+            )

@@ -7,6 +7,7 @@ import click
 from durus.commands.manner import (
     Command,
     about,
+    compression_option,
     counted,
     echo,
     echo_json,
@@ -19,6 +20,7 @@ from durus.commands.manner import (
 from durus.commands.progress import ProgressBar
 from durus.convert import convert as convert_file
 from durus.formats import FORMATS
+from durus.log_codec import Compression
 
 __all__ = ["convert"]
 
@@ -28,6 +30,7 @@ __all__ = ["convert"]
     short_help="Make a database file of another format.",
     examples=[
         "durus convert old.durus new.durus --to log",
+        "durus convert app.durus smaller.durus --compression zstd",
         "durus convert app.durus for_durus_4.durus --to shelf",
     ],
 )
@@ -45,6 +48,7 @@ __all__ = ["convert"]
 @click.option(
     "--python2", is_flag=True, help="SOURCE was written by Python 2: convert its strings."
 )
+@compression_option("Compress the records in a log, or do not; otherwise as SOURCE has them.")
 @json_option
 def convert(
     source: str,
@@ -53,6 +57,7 @@ def convert(
     no_history: bool,
     renumber: bool,
     python2: bool,
+    compression: Compression | None,
     as_json: bool,
 ) -> None:
     """Write the database SOURCE to the new file TARGET, in another format.
@@ -60,6 +65,8 @@ def convert(
     SOURCE is a file, or the URI of a server, such as durus://localhost:2972, and is only read.
     TARGET must not exist, and appears only when it is complete.
     """
+    if compression == "zstd" and to != "log":
+        raise click.UsageError(f"--compression is for logs, and not for --to {to}")
     with about(source, target), ProgressBar(f"Converting {source}") as progress:
         conversion = convert_file(
             source,
@@ -68,6 +75,7 @@ def convert(
             history=not no_history,
             renumber=renumber,
             python2=python2,
+            compression=compression,
             progress=progress,
         )
     warnings = [with_options(warning) for warning in conversion.warnings]

@@ -17,7 +17,7 @@ from durus.commands.manner import (
     file_argument,
     json_option,
 )
-from durus.commands.moments import WHEN, show_time
+from durus.commands.moments import WHEN_OR_NUMBER, show_time
 from durus.commands.progress import ProgressBar
 from durus.error import DurusKeyError, ObjectError, StorageError
 from durus.interfaces import CommittedTransaction, HistoryStorage, Oid, Revision, Tid
@@ -46,8 +46,10 @@ _LAST_DEFAULT = 20
     metavar="COUNT",
     help=f"So many, newest first; {_LAST_DEFAULT} unless --since is given.",
 )
-@click.option("--since", type=WHEN, metavar="WHEN", help="Those from this tid or time on.")
-@click.option("--until", type=WHEN, metavar="WHEN", help="Those up to this tid or time.")
+@click.option(
+    "--since", type=WHEN_OR_NUMBER, metavar="WHEN", help="Those from this tid or time on."
+)
+@click.option("--until", type=WHEN_OR_NUMBER, metavar="WHEN", help="Those up to this tid or time.")
 @json_option
 def history(
     path: str,

@@ -17,11 +17,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from durus.error import CorruptionError, DurusError
+from durus.log_codec import Compression
 
 __all__ = [
     "Command",
@@ -29,6 +30,7 @@ __all__ = [
     "CommandGroup",
     "ExitStatus",
     "about",
+    "compression_option",
     "counted",
     "echo",
     "echo_json",
@@ -104,6 +106,12 @@ source_argument = click.argument("source", metavar="SOURCE")
 
 target_argument = click.argument("target", metavar="TARGET")
 """The file that a command makes; nothing may be there."""
+
+
+def compression_option(text: str) -> Callable[[F], F]:
+    """--compression; text: its help."""
+    return click.option("--compression", type=click.Choice(get_args(Compression)), help=text)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -189,7 +197,7 @@ def with_options(message: str) -> str:
     """What a function says, with options of commands in the place of its arguments."""
     message = message.replace("repair=True", "'durus client --repair'")
     message = re.sub(r'allow=\["([^"]*)"\]', r"--allow \1", message)
-    return re.sub(r"\b(python2|readonly|renumber)=True", r"--\1", message)
+    return re.sub(r"\b(full|python2|readonly|renumber)=True", r"--\1", message)
 
 
 def _describe(error: Exception) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import click
 
 from durus.class_pickle import name_in_class_pickle
+from durus.commands.backup import refuse_backups
 from durus.commands.manner import (
     Command,
     about,
@@ -81,6 +82,7 @@ def stats(path: str, as_json: bool) -> None:
     take (a small file is written beside it for that), and how its index is.
     """
     with about(path), ProgressBar(f"Reading {path}") as progress:
+        refuse_backups(path)
         census = _take_census(path, progress)
     if as_json:
         _print_json(path, census)

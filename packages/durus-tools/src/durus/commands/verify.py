@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import click
 
+from durus.commands.backup import refuse_backups
 from durus.commands.manner import (
     Command,
     ExitStatus,
@@ -40,6 +41,7 @@ def verify(path: str, as_json: bool) -> ExitStatus:
     found: list[Finding] = []  # kept for JSON only: there may be very many
     count = 0
     with about(path), ProgressBar(f"Verifying {path}") as progress:
+        refuse_backups(path)
         file_format = find_format(path)
         for finding in _find(file_format, path):
             count += 1
