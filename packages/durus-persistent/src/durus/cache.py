@@ -30,7 +30,7 @@ from durus.persistent import (
     _setattribute,
 )
 
-__all__ = ["Cache", "ObjectDictionary", "ReferenceContainer"]
+__all__ = ["Cache", "ObjectDictionary", "ReferenceContainer", "estimate_size"]
 
 P = TypeVar("P", bound=PersistentObject)
 
@@ -113,6 +113,15 @@ _LARGE_IN_USE: Final = 16
 """So many, if there are more than twice as many bytes as there should be."""
 
 
+_REFERENCE_SIZE: Final = 128
+"""What a reference takes in memory, about: a ghost at least."""
+
+
+def estimate_size(record: Record) -> int:
+    """The bytes that the object of a record takes in memory, about, without what it refers to."""
+    return len(record.state_pickle) + len(record.refs) // 8 * _REFERENCE_SIZE
+
+
 class Cache:
     """The objects of a connection; `size` is the number that shrinking aims at."""
 
@@ -184,7 +193,7 @@ class Cache:
         """Objects were stored or loaded: what they take counts, if there is a target in bytes."""
         if self.size_bytes_max is not None:
             for obj, record in records:
-                self.recent_objects.add_loaded(obj, len(record.state_pickle))
+                self.recent_objects.add_loaded(obj, estimate_size(record))
 
     def trim(self, *, is_idle: bool = False) -> None:
         """Evict objects if those that are loaded are too many or too large.
