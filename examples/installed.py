@@ -182,7 +182,8 @@ def change(path: str, about: str) -> None:
         try:
             bob.commit()
         except WriteConflictError as error:
-            report("Bob", f"did, too, but was refused: {type(error).__name__}, {error}", start)
+            refused = ", ".join(f"<{obj.class_name}>" for obj in error.conflicts)
+            report("Bob", f"did, too, but was refused: {type(error).__name__}, {refused}", start)
             start = time.perf_counter()
             bob.abort()  # now Bob sees what Ann has committed
             bob.root.distributions[name].lookups += 1

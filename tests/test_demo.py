@@ -12,6 +12,10 @@ import durus
 from durus.file_storage import FileStorage
 from durus.storage import get_census
 
+LIST_NAMES = """
+from importlib import metadata
+print(*(distribution.metadata["Name"] for distribution in metadata.distributions()))
+"""
 INSTALLED = Path(__file__).parents[1] / "examples" / "installed.py"
 
 
@@ -71,7 +75,10 @@ def uninstall(dist_info: Path) -> None:
 
 
 def test_what_is_installed_here_is_stored_once_and_not_again(tmp_path: Path) -> None:
-    names = (distribution.metadata["Name"] for distribution in metadata.distributions())
+    # In a process of its own, as packages that other tests have imported add to sys.path.
+    names = subprocess.run(
+        [sys.executable, "-c", LIST_NAMES], capture_output=True, text=True, check=True
+    ).stdout.split()
     number = len({re.sub(r"[-_.]+", "-", name).lower() for name in names})
 
     account = run_demo(tmp_path, "--about", "pluggy", few=False)
@@ -168,7 +175,7 @@ def test_an_aborted_change_is_gone_and_a_refused_one_is_repeated(tmp_path: Path)
     install(tmp_path, "thing", "1.0")
     account = run_demo(tmp_path)
     assert find_line(account, "abort") == "1 version overwritten; thing is 1.0 again"
-    assert re.search(r"oids=\[\d+\]", find_line(account, "Bob"))
+    assert "WriteConflictError, <inventory.Distribution>" in find_line(account, "Bob")
     assert find_line(account, "in all") == "thing was looked up 2 times"
     assert find_line(run_demo(tmp_path), "in all") == "thing was looked up 4 times"
 

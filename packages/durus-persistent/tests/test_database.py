@@ -302,6 +302,7 @@ def test_records_name_what_is_allowed_and_aliases_say_how_it_is_called_now(
 def test_a_storage_that_was_given_stays_open(storage: MemoryStorage) -> None:
     with Database(storage) as db:
         pass
+    assert db.stats().connections == 0
     with pytest.raises(StorageClosedError, match=r"Database\('<MemoryStorage .*'\) is closed"):
         db.run(len)
     storage.snapshot().close()
@@ -397,6 +398,18 @@ def test_history_gives_the_states_of_an_object_newest_first(db: Database[Bank]) 
         (only,) = db.history(bank.accounts["ann"])
         assert (only.note, only.user, only.load().balance) == ("", "", 11)
         assert only.time >= newest.time
+
+
+def test_the_time_of_a_state_is_that_of_the_clock(
+    db: Database[Bank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("durus.changes.time.time_ns", lambda: 5 * 10**9)  # it was set back
+        elsewhere(db, deposit)
+    with db.snapshot() as bank:
+        newest, first = db.history(bank.accounts["ann"])
+    assert newest.time == datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC)
+    assert newest.tid > first.tid
 
 
 def test_an_object_that_was_never_stored_has_no_history(db: Database[Bank]) -> None:

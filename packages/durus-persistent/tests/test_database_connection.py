@@ -199,7 +199,9 @@ def test_idle_connections_hold_no_snapshot(db: Database[Bank], storage: WatchedS
         assert len(storage.snapshots) == 2
     assert not storage.snapshots
     db.run(deposit)
+    assert not storage.snapshots
     db.run(balances)
+    assert not storage.snapshots
     tx = db.transaction()
     deposit(tx.root)
     assert len(storage.snapshots) == 1
@@ -241,7 +243,7 @@ def test_no_more_connections_are_kept_than_a_few(
     assert db.run(balances) == [1, 1, 1]
 
 
-def test_a_connection_that_cannot_begin_is_not_kept(
+def test_a_connection_that_cannot_begin_serves_nobody(
     db: Database[Bank], storage: WatchedStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(db, deposit)
@@ -603,9 +605,10 @@ def test_an_abort_that_is_interrupted_ends_the_transaction(
         patch.setattr(connection._changes, "roll_back", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tx.abort()
-    tx.abort()
     with pytest.raises(TransactionEndedError):
         ann.balance  # noqa: B018
+    with pytest.raises(TransactionEndedError):
+        tx.root  # noqa: B018
     assert connection not in db._idle
     assert not storage.snapshots
     db.run(deposit)

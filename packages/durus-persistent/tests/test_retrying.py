@@ -1,6 +1,7 @@
 """`Database.run` and `arun`: retries after conflicts, results, and cancellation."""
 
 import asyncio
+import gc
 import itertools
 import random
 import threading
@@ -407,10 +408,11 @@ def test_arun_that_is_cancelled_between_two_attempts_does_not_try_again(
     db: Database[Bank], storage: HeldStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, may_go_on = threading.Event(), threading.Event()
+    waited: list[bool] = []
 
     def pause(seconds: float) -> None:
         reached.set()
-        assert may_go_on.wait(PATIENCE_S)
+        waited.append(may_go_on.wait(PATIENCE_S))
 
     monkeypatch.setattr("durus.retrying.time.sleep", pause)
     storage.refusals = [WriteConflictError([b"12345678"])]
@@ -425,6 +427,7 @@ def test_arun_that_is_cancelled_between_two_attempts_does_not_try_again(
         await end_threads()
 
     asynchronously(program)
+    assert waited == [True]
     assert storage.commits == 1
     assert balance(db) == 1
 
@@ -473,23 +476,21 @@ def test_arun_whose_commit_is_refused_when_it_was_cancelled_does_not_try_again(
 
 
 def test_an_error_that_nobody_waits_for_is_not_reported(
-    db: Database[Bank], caplog: pytest.LogCaptureFixture
+    db: Database[Bank], storage: HeldStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reached, may_go_on = threading.Event(), threading.Event()
-
-    def fail(bank: Bank) -> NoReturn:
-        reached.set()
-        assert may_go_on.wait(PATIENCE_S)
-        raise ZeroDivisionError
-
     async def program() -> None:
-        task = asyncio.create_task(db.arun(fail))
-        await wait_for(reached)
+        storage.refusals = [StorageError("full")]
+        storage.hold()
+        task = asyncio.create_task(db.arun(deposit))
+        await wait_for(storage.reached)
         task.cancel()
+        await asyncio.sleep(0)
+        storage.may_go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        may_go_on.set()
-        await end_threads()
+        del task
+        gc.collect()
 
     asynchronously(program)
     assert caplog.records == []
+    assert db.stats().aborts == 1

@@ -23,7 +23,7 @@ async def run_in_thread(run: Callable[[], T], cancellation: Cancellation) -> T:
     future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, run)
     future.add_done_callback(_fetch_error)
     try:
-        return await asyncio.shield(future)
+        await asyncio.wait([future])  # which, unlike `await future`, does not cancel it
     except asyncio.CancelledError:
         if cancellation.cancel():
             while not future.done():
@@ -32,6 +32,7 @@ async def run_in_thread(run: Callable[[], T], cancellation: Cancellation) -> T:
         else:
             future.cancel()  # so that `run` is never called, if it still waits for a thread
         raise
+    return future.result()
 
 
 def _fetch_error(future: "asyncio.Future[T]") -> None:

@@ -232,11 +232,7 @@ class Database(Generic[R]):
         """A connection for a session, which has begun with what is newest."""
         self._check_open()
         connection = (self._take_idle() if at is None else None) or PooledConnection(self, at)
-        try:
-            connection.begin_for(session)
-        except BaseException:
-            connection.close()
-            raise
+        connection.begin_for(session)
         return connection
 
     def _take_idle(self) -> PooledConnection[R] | None:

@@ -93,8 +93,6 @@ class Session(Generic[R]):
             if not isinstance(obj, PersistentObject):
                 return connection.get(obj) if cls is None else connection.get(obj, cls)
             owner = obj._p_connection
-            if owner is connection:
-                return obj
             if obj._p_oid is None:
                 raise ForeignReferenceError(
                     f"<{obj._p_identity()}> was never stored, so it is the only instance of it"
@@ -197,14 +195,11 @@ _open: ContextVar[_Open] = ContextVar("durus_transactions")
 
 
 def open_in_this_context(database: "Database[Any]") -> _Open:
-    """The transactions of a database that were begun in this very context, and may still commit."""
+    """The transactions of a database that were begun in this very context, some still open."""
     return tuple(
         ref
         for ref in _open.get(())
-        if (other := ref())
-        and other.database is database
-        and other._is_open
-        and other._was_begun_in_this_context()
+        if (other := ref()) and other.database is database and other._was_begun_in_this_context()
     )
 
 

@@ -161,10 +161,13 @@ class _Attempt:
         """Whether a pack of this database that was killed, or is under way, has made what is aside.
 
         It has made an empty file, and then a log of this database, with a file id of its own (a
-        copy has that of the log); a power cut may take the beginning of that.
+        copy has that of the log); a power cut may take the beginning of that, or let the log have
+        both names.
         """
         if not status.is_regular:
             return False
+        if status.identity == self._log.identity:
+            return True
         system = self._system
         left = OpenFile(system, self._aside, system.open(self._aside, writable=False))
         start = left.read(0, _SECTOR_SIZE)
