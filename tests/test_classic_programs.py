@@ -5,6 +5,7 @@ The programs are in `classic_programs.md`.  Each runs in folders of its own with
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def run(python: str | Path, program: Block, folder: Path) -> str:
 def test_a_program_for_durus_43_prints_the_same_here(
     program: Block, durus43_python: Path, tmp_path: Path
 ) -> None:
-    expected = run(durus43_python, program, tmp_path / "durus43")
-    assert expected
-    assert run(sys.executable, program, tmp_path / "here") == expected
+    here = run(sys.executable, program, tmp_path / "here")
+    assert here
+    # The server of 4.3 packs while it serves: what a client hears of that depends on the moment,
+    # and now and then it hangs.
+    expected = ""
+    for attempt in range(3):
+        with suppress(subprocess.TimeoutExpired):
+            expected = run(durus43_python, program, tmp_path / f"durus43-{attempt}")
+            if expected == here:
+                return
+    assert here == expected

@@ -390,6 +390,7 @@ def test_a_connection_ends_only_the_session_that_it_serves(db: Database[Bank]) -
     tx = db.transaction()
     with tx as bank:
         assert connection.serves(tx)
+        assert not connection.serves(ended)
         bank.ann.balance = 5
         calls: list[Callable[[], object]] = [  # as a thread that was late would
             lambda: connection.commit_and_rest(ended, "", ""),

@@ -6,6 +6,7 @@ import itertools
 import random
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
@@ -402,6 +403,29 @@ def test_arun_that_is_cancelled_before_the_commit_stores_nothing(
     assert storage.commits == 0
     assert balance(db) == 1
     assert db.stats().aborts == 1
+
+
+def test_arun_that_is_cancelled_before_it_has_a_thread_is_never_called(
+    db: Database[Bank],
+) -> None:
+    calls: list[Bank] = []
+    may_go_on = threading.Event()
+
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        first = loop.run_in_executor(None, may_go_on.wait, PATIENCE_S)
+        task = asyncio.create_task(db.arun(calls.append))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        may_go_on.set()
+        assert await first
+        await end_threads()
+
+    asynchronously(program)
+    assert calls == []
 
 
 def test_arun_that_is_cancelled_between_two_attempts_does_not_try_again(

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 
 from durus.blob import Blob
+from durus.blob_spool import Spooled
 from durus.btree import BTree
 from durus.cache import Cache
 from durus.conflicts import Conflict, find_conflicts
@@ -666,6 +667,8 @@ def test_copy_takes_an_object_and_all_that_it_leads_to(db: Database[Bank]) -> No
             theirs.more["list"] = PersistentList([1, theirs.bob])
         with other.snapshot() as theirs, (tx := db.transaction()) as bank:
             bank.more["bank"] = tx.copy(theirs)
+            chunks = bank.more["bank"].more["blob"]._content[2]
+            assert [type(chunk._held) for chunk in chunks] == [Spooled]  # not in memory
             del theirs
         with other.transaction() as theirs:
             theirs.bob.balance = 99

@@ -195,9 +195,9 @@ class ObjectWriter:
             owner = "an object" if self._owner is None else f"<{self._owner._p_identity()}>"
             raise ForeignReferenceError(
                 f"{owner} of {self.connection!r} refers to <{obj._p_identity()}> of "
-                f"{obj._p_connection!r}: a connection stores its own objects only.  Load the "
-                "object through this connection, or store a copy of it and all that it leads to, "
-                "which durus.copying.copy_subgraph makes"
+                f"{obj._p_connection!r}: a connection stores its own objects only.  Take its "
+                "instance of the object, with get(), or store a copy of the object and of all that "
+                "it leads to, which durus.copying.copy_subgraph makes"
             )
         oid = obj._p_oid
         assert oid is not None
