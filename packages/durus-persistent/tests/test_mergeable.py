@@ -755,3 +755,45 @@ def test_pickling_at_the_commit_is_no_access(
     others_count(db)
     tx.commit()
     assert value_of(db) == 102
+
+
+def test_what_an_iterable_reads_of_the_queue_is_an_access() -> None:
+    storage = MemoryStorage()
+    queue: PersistentQueue[int] = PersistentQueue()
+    first: Connection[Any] = Connection(storage)
+    first.root["queue"] = queue
+    first.commit()
+    second: Connection[Any] = Connection(storage)
+    for connection in (first, second):
+        mine = connection.root["queue"]
+        mine.extend(item for item in [5] if item not in mine)
+    second.commit()
+    with pytest.raises(WriteConflictError):
+        first.commit()
+
+
+def test_a_hook_that_forgets_to_return_the_state_is_refused() -> None:
+    storage = MemoryStorage()
+    first: Connection[Any] = Connection(storage)
+    first.root["forgetful"] = Forgetful()
+    first.commit()
+    second: Connection[Any] = Connection(storage)
+    for connection in (first, second):
+        connection.root["forgetful"].add()
+    second.commit()
+    with pytest.raises(UnstorableError, match=r"_p_resolve_conflict.*NoneType"):
+        first.commit()
+
+
+class Forgetful(Mergeable):
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @blind
+    def add(self) -> None:
+        self.count += 1
+
+    def _p_resolve_conflict(self, old: Any, committed: Any, mine: Any) -> Any:
+        committed["count"] += mine["count"] - old["count"]

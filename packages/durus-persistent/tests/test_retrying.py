@@ -518,3 +518,21 @@ def test_an_error_that_nobody_waits_for_is_not_reported(
     asynchronously(program)
     assert caplog.records == []
     assert db.stats().aborts == 1
+
+
+def test_arun_ends_when_the_function_raises_stop_iteration() -> None:
+    with Database(MemoryStorage()) as db, pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(db.arun(lambda root: next(iter(root))))
+
+
+def test_an_async_function_is_refused() -> None:
+    async def change(root: Any) -> None:
+        root["a"] = 1
+
+    function: Any = change
+    with Database(MemoryStorage()) as db:
+        with pytest.raises(TypeError, match="async"):
+            db.run(function)
+        with pytest.raises(TypeError, match="async"):
+            asyncio.run(db.arun(function))
+        assert db.run(len) == 0

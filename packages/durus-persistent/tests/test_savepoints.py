@@ -780,3 +780,21 @@ class Model(RuleBasedStateMachine):
 
 Model.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestModel = Model.TestCase
+
+
+def test_a_rollback_of_more_than_the_cache_holds_leaves_all_as_it_is(
+    storage: FullStorage,
+) -> None:
+    with Database(storage, cache_size=10) as db:
+        nodes: list[PersistentDict[str, int]] = []
+        with pytest.raises(ValueError, match="bad"), db.transaction() as root:  # noqa: PT012
+            connection: Any = root._p_connection
+            for part in range(3):
+                for number in range(400):
+                    nodes.append(PersistentDict(n=number))
+                    root[f"{part} {number}"] = nodes[-1]
+                connection.savepoint()
+            raise ValueError("bad")
+        assert {node._p_oid for node in nodes} == {None}
+        assert [node["n"] for node in nodes] == list(range(400)) * 3
+        assert db.run(len) == 0

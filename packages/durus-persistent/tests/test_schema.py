@@ -823,3 +823,18 @@ def test_names_in_records_of_a_server_import_nothing(
     with pytest.raises((ClassNotAllowedError, MissingClassError)):
         rename(db, {"old_names.Old": "somewhere.New"})
     assert "somewhere" not in imported
+
+
+def test_a_snapshot_upgrades_once_although_its_cache_is_small() -> None:
+    storage = MemoryStorage()
+    with Database(storage) as db, db.transaction() as root:
+        root.update((str(number), Tagged()) for number in range(1500))
+    upgrade(Tagged, to=2)(lambda tagged: tagged.tags.append("EUR"))
+    with Database(storage, cache_size=100) as db, db.snapshot() as root:
+        for _ in range(3):
+            assert {tuple(tagged.tags) for tagged in root.values()} == {("EUR",)}
+
+
+class Tagged(Persistent):
+    def __init__(self) -> None:
+        self.tags: PersistentList[str] = PersistentList()

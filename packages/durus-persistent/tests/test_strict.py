@@ -556,3 +556,13 @@ def test_a_temporary_database_that_cannot_be_opened_leaves_nothing_open() -> Non
     with pytest.raises(TypeError), temporary_database(base, root_class=Node):
         pass
     Connection(base)
+
+
+def test_an_exception_in_a_snapshot_goes_on_whatever_was_changed_in_place() -> None:
+    with Database(MemoryStorage(), strict=True) as db:
+        with db.transaction() as root:
+            root["tags"] = ["new"]
+        with pytest.raises(KeyError, match="mine"), db.snapshot() as root:  # noqa: PT012
+            root["tags"].append("hot")
+            raise KeyError("mine")
+        assert db.run(lambda root: root["tags"]) == ["new"]

@@ -20,7 +20,7 @@ async def run_in_thread(run: Callable[[], T], cancellation: Cancellation) -> T:
     is waited for, however often this is cancelled.
     """
     # No task: asyncio.run() cancels all of them at its end, and this one could not be waited for.
-    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, run)
+    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, _call, run)
     future.add_done_callback(_fetch_error)
     try:
         await asyncio.wait([future])  # which, unlike `await future`, does not cancel it
@@ -33,6 +33,13 @@ async def run_in_thread(run: Callable[[], T], cancellation: Cancellation) -> T:
             future.cancel()  # so that `run` is never called, if it still waits for a thread
         raise
     return future.result()
+
+
+def _call(run: Callable[[], T]) -> T:
+    try:
+        return run()
+    except StopIteration as error:  # which no future takes
+        raise RuntimeError("the function raised StopIteration") from error
 
 
 def _fetch_error(future: "asyncio.Future[T]") -> None:

@@ -14,7 +14,7 @@ not accessed for longest.  Invariants:
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Final, TypeVar, cast
 from weakref import KeyedRef
@@ -127,6 +127,8 @@ class Cache:
 
     size_bytes_max: int | None = None
     """What it aims at in bytes of records; None for any number."""
+    kept: Container[Oid | None] = ()
+    """What is never evicted, also when it counts as saved: what upgrades have changed."""
 
     def __init__(self, size: int) -> None:
         self.objects = ObjectDictionary()
@@ -225,7 +227,7 @@ class Cache:
             obj = oldest.popleft()  # held by nothing here any more, so that it may go
             if len(recent) <= count_max and recent.size_bytes <= bytes_max:
                 break
-            if obj._p_is_saved():
+            if obj._p_is_saved() and obj._p_oid not in self.kept:
                 obj._p_set_status_ghost()
             # Ghosts take no room, and what was changed is held by the transaction: to look at them
             # again and again would be slow.

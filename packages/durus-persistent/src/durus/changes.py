@@ -76,14 +76,16 @@ class Changes:
         self._connection = connection
         self._steps: list[_Step] = []
         self._writer: ObjectWriter | None = None
+        self._is_rolling_back = False
 
     def __bool__(self) -> bool:
         return bool(self.changed or self._connection._view.saved)
 
     @property
-    def is_storing(self) -> bool:
-        """Whether records are being made: then what is changed counts as saved, for now."""
-        return self._writer is not None
+    def needs_all_loaded(self) -> bool:
+        """Whether nothing may be evicted now: what is changed counts as saved while records are
+        made, and what was new is loaded before a rollback takes its records away."""
+        return self._writer is not None or self._is_rolling_back
 
     def discard(self) -> None:
         """Know nothing more of what was changed: the connection is closed."""
@@ -262,9 +264,13 @@ class Changes:
         connection, view = self._connection, self._connection._view
         steps = self._steps[count:]
         created = {id(obj): obj for step in steps for obj in step.created}
-        for obj in created.values():
-            if obj._p_is_ghost():
-                obj._p_load_state()
+        self._is_rolling_back = True
+        try:
+            for obj in created.values():
+                if obj._p_is_ghost():
+                    obj._p_load_state()
+        finally:
+            self._is_rolling_back = False
         changed = dict(self.changed)
         for step in reversed(steps):
             for oid, before in step.before.items():

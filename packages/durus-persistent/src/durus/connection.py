@@ -168,6 +168,7 @@ class Connection(ConnectionBase, Generic[R]):
         """Not by upgrades alone."""
         self._guard = MutationGuard() if strict else None
         self.cache = Cache(cache_size)
+        self.cache.kept = self.changed
         self.user = ""
         self.note = ""
         self._spare_oids: list[Oid] = []

@@ -79,6 +79,7 @@ class PooledConnection(Connection[R]):
     def begin_for(self, session: "Session[Any]") -> None:
         """Begin with what is newest."""
         self._in_use = threading.RLock()  # an interrupt may have left the old one with a thread
+        self._loading.clear()  # or an object in here
         self._begin()
         self._session = session
         self._is_idle = False
@@ -211,7 +212,7 @@ class PooledConnection(Connection[R]):
         Not when records are made, for then what is changed counts as saved; and not if it is
         strict, for what was changed in place would go, and not be found.
         """
-        if self._guard is None and not self._changes.is_storing:
+        if self._guard is None and not self._changes.needs_all_loaded:
             self.cache.trim()
 
     @contextmanager

@@ -105,6 +105,11 @@ def _merge(
     if any(take_version(state) != version_of(type(obj)) for state in states):
         raise NotImplementedError  # upgrades are for objects, not for states
     state = obj._p_resolve_conflict(*states)
+    if type(state) is not type(states[-1]):
+        raise UnstorableError(
+            f"_p_resolve_conflict of <{obj._p_identity()}> returned {type(state)}, and no "
+            f"{type(states[-1])}, as the states are"
+        )
     known = len(writer.new_objects)
     record = writer.make_record(obj, state)
     if len(writer.new_objects) > known:

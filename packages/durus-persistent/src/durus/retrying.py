@@ -1,5 +1,6 @@
 """Transactions that are tried again after a conflict."""
 
+import inspect
 import random
 import threading
 import time
@@ -93,6 +94,9 @@ def run_with_retries(
 
 
 def _check_result(result: Any) -> None:
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError("the function is async, and a transaction awaits nothing: use a plain one")
     found = [result]
     if isinstance(result, dict):
         found = [*result, *result.values()]

@@ -179,7 +179,11 @@ class Snapshot(Session[R]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if exc_type is None:
+            self.close()
+        else:  # goes on, whatever the block has changed in place
+            self._is_over = True
+            self._give_up()
 
     def _check_may_change(self, obj: PersistentObject) -> None:
         raise ReadOnlyError(
