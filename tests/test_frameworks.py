@@ -37,6 +37,7 @@ from durus.interfaces import Transaction as StoredTransaction
 from durus.log_verify import verify_file
 from durus.persistent import Persistent
 from durus.storage import MemoryStorage
+from durus.storage_server import StorageServer
 from tests.processes import fork, run_alone, say, wait_for_child
 
 if TYPE_CHECKING:
@@ -673,6 +674,42 @@ def fork_in_use(path: str) -> None:
 
 def test_a_process_forks_while_another_thread_commits(path: Path) -> None:
     assert run_alone(fork_in_use, path) == [str(WORKERS)]
+
+
+def fork_workers_of(uri: str) -> None:
+    with Database(uri, root_class=Bank) as db:
+        db.run(deposit)
+        tx = db.transaction()
+        account = tx.root.accounts[NAMES[0]]
+        assert account.balance == 1
+
+        def work() -> None:
+            with pytest.raises(StorageError, match="before it forked this one"):
+                account.balance = 5
+            for _ in range(STEPS):
+                db.run(deposit)
+            db.run(lambda bank: bank.accounts.update({f"worker {os.getpid()}": Account()}))
+            db.close()
+
+        children = [fork(work) for _ in range(WORKERS)]
+        tx.abort()
+        for _ in range(STEPS):
+            db.run(deposit)
+        for child in children:
+            wait_for_child(child)
+        say(db.run(lambda bank: bank.accounts[NAMES[0]].balance))
+        say(db.run(lambda bank: sum(name.startswith("worker") for name in bank.accounts)))
+
+
+def test_workers_that_were_forked_share_an_sqlite_file(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'bank.sqlite'}"
+    assert run_alone(fork_workers_of, uri) == [str(1 + (WORKERS + 1) * STEPS), str(WORKERS)]
+
+
+def test_workers_that_were_forked_share_a_server(path: Path) -> None:
+    with closing(FileStorage(path)) as storage, StorageServer(storage, port=0).running() as address:
+        found = run_alone(fork_workers_of, f"durus://{address}")
+    assert found == [str(1 + (WORKERS + 1) * STEPS), str(WORKERS)]
 
 
 # gunicorn

@@ -2,7 +2,8 @@
 
 A `Connection` takes it as it takes any other storage, through the adapter of `durus.classic`,
 which lets threads share it.  The invariant: *after anything has come in the way of an exchange
-with the server, the stream is not used any more*, since nobody knows at which byte it is.
+with the server, the stream is not used any more*, since nobody knows at which byte it is; nor is
+that of another process.  `reconnect()` makes a new one, and the adapter calls it.
 """
 
 import os
@@ -40,7 +41,7 @@ T = TypeVar("T")
 _OIDS_AT_ONCE_MAX: Final = 255
 """They are counted in one byte."""
 _LOADED_AT_ONCE_MAX: Final = 1_000
-_REMEDY: Final = "make a new ClientStorage when it is back"
+_REMEDY: Final = "when it is back, abort() or the next transaction connects again"
 
 
 class ClientStorage(Storage):
@@ -67,12 +68,12 @@ class ClientStorage(Storage):
         self.oid_pool: list[Oid] = []
         """Handed out by the server, and not used yet; the next one is the last."""
         self.oid_pool_size = 32
-        self.begin()
-        self._pid = os.getpid()
         self._unreported: list[Oid] = []
         """What the server said has changed, and nobody has heard."""
-        self._is_closed = self._in_commit = False
-        self._lost_because = ""
+        self._is_closed = False
+        self._connect()
+
+    def _connect(self) -> None:
         try:
             connected = self.address.get_connected_socket()
         except OSError as error:
@@ -82,7 +83,28 @@ class ClientStorage(Storage):
             raise ServerLostError(f"{self.address}: cannot connect: no server is running there")
         self._socket = connected
         self.s: Socket = connected
+        self._pid = os.getpid()
+        self._lost_because = ""
+        self._in_commit = False
+        self.oid_pool.clear()
+        self._unreported.clear()
+        self.begin()
         self._exchange(protocol1.greet())
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether nothing works before `reconnect()`: the server is lost, or this is a child."""
+        return bool(self._lost_because) or os.getpid() != self._pid
+
+    def reconnect(self) -> None:
+        """Connect to the server again, when it was lost, or in a child that was forked.
+
+        What was loaded before may have changed, and `sync()` will not say so.  ServerLostError.
+        """
+        if self._is_closed:
+            raise StorageClosedError(f"{self} is closed")
+        self._socket.close()  # in a child, the parent goes on with it
+        self._connect()
 
     def __str__(self) -> str:
         return f"ClientStorage({self.address})"
@@ -109,8 +131,8 @@ class ClientStorage(Storage):
             raise StorageClosedError(f"{self} is closed")
         if os.getpid() != self._pid:
             raise StorageError(
-                f"{self} was opened by process {self._pid} before it forked this one; make a new "
-                "one in the process that uses it"
+                f"{self} was opened by process {self._pid} before it forked this one, where "
+                "reconnect() must come first; transactions of the child connect anew by themselves"
             )
         if self._lost_because:
             self._raise_lost()
@@ -189,6 +211,7 @@ class ClientStorage(Storage):
     def new_oid(self) -> Oid:
         """An oid that is in no use, and was handed out to nobody else."""
         self._check_writable()
+        self._check_usable()
         if not self.oid_pool:
             count = max(1, min(self.oid_pool_size, _OIDS_AT_ONCE_MAX))
             self.oid_pool = self._exchange(protocol1.new_oids(count))[::-1]

@@ -9,12 +9,13 @@ ReadConflictError instead.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final, cast
+from typing import Final, Protocol, cast, runtime_checkable
 from weakref import WeakValueDictionary
 
 from durus import interfaces, serialize
@@ -51,6 +52,16 @@ __all__ = ["ClassicAdapter", "as_storage", "record_from_classic", "record_to_cla
 _LOADED_AT_ONCE: Final = 100
 _PACK_TURN_S: Final = 0.005
 _PACK_PAUSE_S: Final = 0.0005
+
+
+@runtime_checkable
+class _ReconnectingStorage(Protocol):
+    """A classic storage whose server may go away, and come back."""
+
+    @property
+    def is_cut_off(self) -> bool: ...
+
+    def reconnect(self) -> None: ...
 
 
 class _AdapterSnapshot:
@@ -108,7 +119,7 @@ class ClassicAdapter:
     def snapshot(self) -> interfaces.Snapshot:
         with self._lock:
             self._check_open()
-            self._sync()
+            self._sync_or_reconnect()
             return _AdapterSnapshot(self, self._tid)
 
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
@@ -262,6 +273,31 @@ class ClassicAdapter:
         changed = {Oid(oid) for oid in self._storage.sync()}
         self._note_changes(changed)
         return changed
+
+    def _sync_or_reconnect(self) -> None:
+        """As `_sync`; if the storage was cut off from its server, connect again."""
+        storage = self._storage
+        if not isinstance(storage, _ReconnectingStorage):
+            self._sync()
+            return
+        if not storage.is_cut_off:
+            try:
+                self._sync()
+                return
+            except DurusError:
+                if not storage.is_cut_off:
+                    raise
+        storage.reconnect()
+        self._forget_everything()
+
+    def _forget_everything(self) -> None:
+        """Anything may have changed, and oids that were handed out may be handed out again."""
+        self._tid = self._forgotten_tid = Tid(max(time.time_ns(), self._tid + 1))
+        self._recent.clear()
+        self._recent_count = 0
+        self._changed_at.clear()
+        self._spare_oids.clear()
+        self._reserved.clear()
 
     def _not_committed(self, error: Exception) -> StorageError:
         return StorageError(f"{self._storage}: the transaction was not committed: {error}")
@@ -430,6 +466,18 @@ class ClassicAdapter:
 _adapters: WeakValueDictionary[int, ClassicAdapter] = WeakValueDictionary()
 """By id of the storage, which an adapter keeps alive."""
 _adapters_lock = threading.Lock()
+
+
+def _begin_in_child() -> None:
+    """After a fork nobody gives back the locks that other threads had."""
+    global _adapters_lock
+    _adapters_lock = threading.Lock()
+    for adapter in _adapters.values():
+        adapter._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 _CLASSIC_CALLS: Final = ("load", "bulk_load", "begin", "store", "end", "sync", "new_oid")
 

@@ -480,6 +480,8 @@ class Connection(ConnectionBase, Generic[R]):
 
     def _forget(self, oids: Iterable[Oid] | None) -> None:
         """Make ghosts of the objects that others changed (None: of all saved ones)."""
+        if oids is None:
+            self._spare_oids.clear()  # a server that was lost may give them to somebody else
         for obj in list(self.cache) if oids is None else map(self.cache.get, oids):
             if obj is not None and obj._p_is_saved():
                 obj._p_set_status_ghost()

@@ -148,6 +148,7 @@ class View:
 
     def note_change(self, obj: PersistentObject, *, is_blind: bool = False) -> None:
         """An object is about to be changed.  ReadOnlyError when this is the past."""
+        self.check_process()
         assert obj._p_oid is not None
         if is_blind:
             self.blind.add(obj._p_oid)

@@ -43,12 +43,17 @@ class OpenFile:
             self._identity = _identity_of(path)
             _open_files.add(self)
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked since: then it is closed here."""
+        return os.getpid() != self._pid
+
     def check_process(self) -> None:
         """StorageError in a process that was forked since."""
-        if os.getpid() != self._pid:
+        if self.is_inherited:
             raise StorageError(
-                f"{self.path} was opened by process {self._pid} before it forked this one; open "
-                "the file in the process that uses it"
+                f"{self.path} was opened by process {self._pid} before it forked this one: what "
+                "was begun before the fork cannot go on here; abort() begins anew"
             )
 
     def check_in_place(self) -> None:

@@ -50,6 +50,7 @@ from durus.sqlite_file import (
     open_sqlite_file,
     signed,
 )
+from durus.sqlite_locks import opening
 from durus.sqlite_pack import pack_file
 from durus.sqlite_snapshot import SqliteReaders, SqliteSnapshot
 from durus.storage import ClassicCalls
@@ -66,7 +67,8 @@ T = TypeVar("T")
 class SqliteStorage(ClassicCalls):
     """A database in an SQLite file: `HistoryStorage` and `PackableStorage`, and the classic calls.
 
-    A file that Durus 4.x made is opened, too, and is then read-only.
+    A file that Durus 4.x made is opened, too, and is then read-only.  In a child that the process
+    forks it opens the file anew when it is used.
     """
 
     def __init__(
@@ -94,19 +96,25 @@ class SqliteStorage(ClassicCalls):
         self._closed = False
         if create and not readonly:
             make_missing_sqlite_file(self._path)
-        self._file = open_sqlite_file(self._path, readonly=readonly, timeout_s=timeout_s)
-        """All writing is done here."""
-        try:
-            self._readers = SqliteReaders(self._file, timeout_s)
-            self._tid = self._file.read_meta().tid
-        except BaseException:
-            self._file.close()
-            raise
-        self._tid_lock = threading.Lock()
+        self._timeout_s = timeout_s
         self._in_doubt = False
         """A COMMIT has failed, and may yet come true after a crash."""
         self._log_size_max = LOG_SIZE_MAX
+        self._tid = NO_TID
+        self._use(open_sqlite_file(self._path, readonly=readonly, timeout_s=timeout_s))
+
+    def _use(self, file: SqliteFile) -> None:
+        """Work with this handle, and what was neither made nor locked before it."""
+        try:
+            self._readers = SqliteReaders(file, self._timeout_s)
+            self._tid = max(self._tid, file.read_meta().tid)
+        except BaseException:
+            file.close()
+            raise
+        self._tid_lock = threading.Lock()
         self._oids = OidBatches()
+        self._file = file
+        """All writing is done here."""
 
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._path!r})"
@@ -132,7 +140,19 @@ class SqliteStorage(ClassicCalls):
     def _check_open(self) -> None:
         if self._closed:
             raise StorageClosedError(f"{self} is closed")
-        self._file.check_process()
+        if self._file.is_inherited:
+            self._open_anew()
+
+    def _open_anew(self) -> None:
+        """In a process that was forked, where what the other one has opened is closed already."""
+        with opening:  # a lock of our own might be held for ever, by a thread that is not here
+            if self._file.is_inherited:
+                self._file.check_in_place()
+                self._use(
+                    open_sqlite_file(
+                        self._path, readonly=self._file.is_readonly, timeout_s=self._timeout_s
+                    )
+                )
 
     def _check_writable(self) -> None:
         self._check_open()
