@@ -740,6 +740,17 @@ def test_a_root_class_that_is_not_persistent_is_refused(storage: MemoryStorage) 
 def test_a_number_that_is_no_oid_has_no_object(connection: Connection) -> None:
     assert connection.get(-1) is None
     assert connection.get(2**64) is None
+    assert connection.get(b"short") is None
+    for oid, shown in ((-1, "-1"), (b"short", "b'short'")):
+        with pytest.raises(DurusKeyError, match=f"no object with oid {shown}: an oid is 8 bytes"):
+            connection.get(oid, Persistent)
+
+
+def test_what_is_no_oid_at_all_is_an_error(connection: Connection) -> None:
+    wrong: Any
+    for wrong in ("12345678", None, 1.0, [1]):
+        with pytest.raises(TypeError, match="an oid is 8 bytes, or a number, and not"):
+            connection.get(wrong)
 
 
 class Hashed(Persistent):

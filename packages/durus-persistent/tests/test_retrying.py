@@ -186,7 +186,7 @@ def test_run_gives_up_after_so_many_attempts(db: Database[Bank], pauses: list[fl
 
 @pytest.mark.parametrize("attempts", [0, -1])
 def test_run_needs_an_attempt(db: Database[Bank], attempts: int) -> None:
-    with pytest.raises(ValueError, match=f"{attempts} attempts are none"):
+    with pytest.raises(ValueError, match=f"1 or more, or None, and not {attempts}"):
         db.run(deposit, attempts=attempts)
 
 
@@ -244,6 +244,7 @@ def test_the_pauses_grow_and_vary(
         lambda obj: {obj: 1},
         lambda obj: {obj},
         lambda obj: frozenset([obj]),
+        lambda obj: [{"a": (1, [obj])}],
     ],
 )
 def test_a_persistent_result_is_refused_and_nothing_is_stored(
@@ -258,6 +259,17 @@ def test_a_persistent_result_is_refused_and_nothing_is_stored(
         db.run(pay)
     assert storage.commits == 0
     assert balance(db) == 1
+
+
+def test_a_generator_is_refused_as_it_would_run_after_the_end(db: Database[Bank]) -> None:
+    with pytest.raises(TypeError, match="return a list of what it yields"):
+        db.run(lambda bank: [(name for name in ("a", bank.ann.balance))])
+
+
+def test_a_result_may_contain_itself(db: Database[Bank]) -> None:
+    circle: list[object] = []
+    circle.append(circle)
+    assert db.run(lambda bank: circle) is circle
 
 
 def test_values_and_oids_are_results(db: Database[Bank]) -> None:
@@ -335,7 +347,7 @@ def test_arun_gives_the_result_and_the_error(db: Database[Bank]) -> None:
             await db.arun(lambda bank: 1 // (bank.ann.balance - 11))
         with pytest.raises(TypeError, match="return its value or its oid"):
             await db.arun(lambda bank: bank.ann)
-        with pytest.raises(ValueError, match="0 attempts are none"):
+        with pytest.raises(ValueError, match="1 or more"):
             await db.arun(deposit, attempts=0)
 
     asynchronously(program)

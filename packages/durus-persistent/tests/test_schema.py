@@ -729,8 +729,37 @@ def test_a_new_class_that_is_missing_changes_nothing(
     before = storage.tid
     names = {"old_names.Outer.Inner": "new_names:Outer.Inner", "old_names.Old": new}
     for dry_run in (True, False):
-        with pytest.raises(MissingClassError, match=r"old_names\.Old cannot be renamed"):
+        with pytest.raises(MissingClassError, match=r"old_names\.Old cannot be renamed to"):
             rename(db, names, dry_run=dry_run)
+    assert storage.tid == before
+
+
+def test_names_that_cannot_be_are_refused_though_nothing_has_the_old_one(db: Database) -> None:
+    with pytest.raises(MissingClassError, match=r"nowhere\.Old cannot be renamed to new_names\.X"):
+        rename(db, {"nowhere.Old": "new_names.X"})
+    with pytest.raises(ValueError, match=r"nowhere\.Old is renamed to itself"):
+        rename(db, {"nowhere.Old": "nowhere.Old"})
+    wrong: dict[Any, Any]
+    for wrong in ({"nowhere.Old": ModuleType}, {"nowhere.Old": ""}, {1: "new_names.New"}):
+        with pytest.raises(TypeError, match="takes names"):
+            rename(db, wrong)
+
+
+def test_a_new_class_without_the_upgrades_of_the_old_one_is_refused(
+    storage: MemoryStorage,
+    modules: tuple[ModuleType, ModuleType],
+    db: Database,
+) -> None:
+    old, new = modules
+    old.Old = type("Old", (Persistent,), {"__module__": "old_names"})
+    upgrade(old.Old, to=2)(lambda obj: None)
+    with Database(storage) as again, again.transaction() as root:
+        root["old"]._p_note_change()
+    del old.Old
+    before = storage.tid
+    for dry_run in (True, False):
+        with pytest.raises(ObjectError, match=r"version 2 of new_names\.New"):
+            rename(db, NAMES, dry_run=dry_run)
     assert storage.tid == before
 
 

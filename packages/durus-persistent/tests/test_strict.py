@@ -17,7 +17,12 @@ from durus.btree import BNode, BTree
 from durus.connection import Connection
 from durus.counter import Counter
 from durus.database import Database, Transaction
-from durus.error import StorageClosedError, UnnotedChangeError
+from durus.error import (
+    ForeignReferenceError,
+    StorageClosedError,
+    TransactionEndedError,
+    UnnotedChangeError,
+)
 from durus.persistent import ComputedAttribute, Persistent, note_change
 from durus.persistent_dict import PersistentDict
 from durus.persistent_list import PersistentList
@@ -243,13 +248,29 @@ def test_without_strict_it_is_lost_in_silence() -> None:
 # What follows.
 
 
-def test_an_abort_takes_it_back_for_the_next_transaction(db: Database, tx: Transaction) -> None:
-    connection = tx.root._p_connection
-    tx.root["list"].value.append(3)
-    tx.abort()
+def test_an_abort_takes_it_back_for_the_next_transaction() -> None:
+    connection = Connection(MemoryStorage(), strict=True)
+    connection.root["list"] = Node([1])
+    connection.commit()
+    connection.root["list"].value.append(2)
+    connection.abort()
+    assert connection.root["list"].value == [1]
+
+
+def test_what_is_kept_after_its_transaction_is_not_usable_in_the_next_one(db: Database) -> None:
     with db.transaction() as root:
-        assert root._p_connection is connection
-        assert root["list"].value == [1, [2]]
+        kept = root["list"]
+    tx = db.transaction()
+    own = tx.root["list"]
+    assert own is tx.get(kept)
+    assert own is not kept
+    for use in (lambda: kept.value, lambda: setattr(kept, "value", 1)):
+        with pytest.raises(TransactionEndedError, match="used after the end"):
+            use()
+    tx.root["kept"] = kept
+    with pytest.raises(ForeignReferenceError):
+        tx.commit()
+    tx.abort()
 
 
 def test_the_end_of_a_block_raises_it_and_takes_it_back(db: Database) -> None:

@@ -94,6 +94,17 @@ __all__ = [
 ]
 
 
+def _as_oid(oid: bytes | int) -> Oid:
+    """The oid in 8 bytes.  DurusKeyError for one that no object can have."""
+    if isinstance(oid, int) and 0 <= oid < 2**64:
+        return Oid(oid.to_bytes(8))
+    if isinstance(oid, bytes | bytearray | memoryview) and len(oid) == 8:
+        return Oid(bytes(oid))
+    if isinstance(oid, int | bytes):
+        raise DurusKeyError(oid)
+    raise TypeError(f"an oid is 8 bytes, or a number, and not {oid!r}")
+
+
 class Connection(ConnectionBase, Generic[R]):
     """The objects of a storage, and the transaction that is under way on them.
 
@@ -285,19 +296,15 @@ class Connection(ConnectionBase, Generic[R]):
         Without `cls`: None when there is no such object.  With it: the object, typed;
         DurusKeyError when there is none, WrongClassError when it is of another class.
         """
-        if isinstance(oid, int):
-            # A number that is no oid is one that no object has.
-            oid = oid.to_bytes(8) if 0 <= oid < 2**64 else b""
-        key = Oid(bytes(oid))
-        obj = self.cache.get(key)
-        if obj is None:
-            try:
-                revision = self._view.load(key)
-            except DurusKeyError:
-                if cls is not None:
-                    raise
-                return None
-            obj = self._instance(key, revision)
+        try:
+            key = _as_oid(oid)
+            obj = self.cache.get(key)
+            if obj is None:
+                obj = self._instance(key, self._view.load(key))
+        except DurusKeyError:
+            if cls is not None:
+                raise
+            return None
         if cls is not None and not isinstance(obj, cls):
             raise WrongClassError(
                 f"<{obj._p_identity()}> is no {cls.__module__}.{cls.__qualname__}"

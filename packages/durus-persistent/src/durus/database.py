@@ -103,13 +103,17 @@ class Database(Generic[R]):
         create: whether a database that is not there is made.
         readonly: nothing is changed, made or locked; ReadOnlyError for who tries.
         strict: for tests: a commit raises UnnotedChangeError when an object was changed in place
-          without being noted, such as a plain list in an attribute; None for `strict_by_default`.
+          without being noted, such as a plain list in an attribute, and an object that is used
+          after its transaction raises TransactionEndedError however late; None for
+          `strict_by_default`.
         allow: packages, modules or names of which records may make objects; see docs/security.md.
         aliases: {"old.Old": "new.New"} for classes that were renamed.
         cache_size, cache_bytes: how many objects each connection aims at, and how many bytes of
           records, also in the middle of a long transaction.  There are as many connections as
           transactions and snapshots are open at the same time.
         """
+        if cache_bytes <= 0:
+            raise ValueError(f"cache_bytes must be > 0, not {cache_bytes!r}")
         self.root_class = root_class
         self.strict = self.strict_by_default if strict is None else strict
         self.allow = tuple(allow)
@@ -131,7 +135,7 @@ class Database(Generic[R]):
         self.storage: Storage = as_storage(opened)
         self.readonly = readonly or self.storage.readonly
         try:
-            self._give_back(PooledConnection(self))  # makes the root, or says why not
+            self._idle.append(PooledConnection(self))  # makes the root, or says why not
         except BaseException:
             if self._opened:
                 self.storage.close()
@@ -388,7 +392,8 @@ class Revision(Generic[P]):
     def load(self) -> P:
         """The object with that state: a copy that belongs to no connection.
 
-        It refers to objects of the session of the object that was asked for.
+        It refers to objects of the session of the object that was asked for.  An old state is
+        upgraded; what the upgrade changes in other objects is left out.
         """
         return self._found.obj
 

@@ -92,9 +92,10 @@ class PooledConnection(Connection[R]):
     def is_reusable(self) -> bool:
         """Whether another session may have it: it sees what is newest, and was not closed.
 
-        What a pack has removed shall not look as if it were still there.
+        What a pack has removed shall not look as if it were still there.  In a strict database
+        none is used again, so that objects which a program keeps never become usable again.
         """
-        is_over = self._is_past or self._view.is_closed
+        is_over = self._is_past or self._view.is_closed or self.database.strict
         return not is_over and self._packs == self.database._packs
 
     def commit_and_rest(self, session: "Session[Any]", user: str, note: str) -> Tid | None:

@@ -151,14 +151,18 @@ class NestedTransactionError(TransactionError):
 
 
 class DurusKeyError(KeyError, DurusError):
-    """There is no object with this oid.  `oids` holds the one that was asked for."""
+    """There is no object with this oid.  `oids` holds the one that was asked for, if it is one."""
 
-    def __init__(self, oid: bytes) -> None:
+    def __init__(self, oid: bytes | int) -> None:
         super().__init__(oid)
-        self.oids = [oid]
+        self._asked_for = oid
+        self.oids = [oid] if isinstance(oid, bytes) else []
 
     def __str__(self) -> str:
-        return f"no object with oid {format_oid(self.oids[0])}"
+        oid = self._asked_for
+        if isinstance(oid, bytes) and len(oid) == 8:
+            return f"no object with oid {format_oid(oid)}"
+        return f"no object with oid {oid!r}: an oid is 8 bytes, or a number that fits into them"
 
 
 class ObjectError(DurusError):

@@ -74,6 +74,7 @@ def blind(
     """A method of a mergeable class that changes the object, and depends on nothing of it.
 
     It may use the attributes, but must neither return anything nor decide by them what it does.
+    When it raises, what it has changed until then stays, as with any method.
     """
 
     @wraps(method)

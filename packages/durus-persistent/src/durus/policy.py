@@ -94,6 +94,9 @@ class LoadingPolicy:
         for name in self._allowed:
             _check_allowed(name)
         self._aliases = dict(aliases or {})
+        for alias in self._aliases.items():
+            if not all(isinstance(name, str) and name for name in alias):
+                raise TypeError(f'aliases= takes names: {{"old.Old": "new.New"}}, and not {alias}')
         self._import_classes = import_classes
         self._packages = {"__main__"}
         self._found: dict[tuple[str, str, bool], object] = {}

@@ -66,7 +66,7 @@ def run_with_retries(
 ) -> T:
     """What `Database.run` does."""
     if attempts is not None and attempts < 1:
-        raise ValueError(f"{attempts} attempts are none")
+        raise ValueError(f"attempts must be 1 or more, or None, and not {attempts}")
     end = time.monotonic() + timeout_s
     count = 0
     while True:
@@ -94,17 +94,26 @@ def run_with_retries(
 
 
 def _check_result(result: Any) -> None:
+    """TypeError for what cannot be used after the transaction, also inside plain containers."""
     if inspect.iscoroutine(result):
         result.close()
         raise TypeError("the function is async, and a transaction awaits nothing: use a plain one")
+    seen: set[int] = set()
     found = [result]
-    if isinstance(result, dict):
-        found = [*result, *result.values()]
-    elif isinstance(result, list | tuple | set | frozenset):
-        found = list(result)
-    for value in found:
+    while found:
+        value = found.pop()
         if isinstance(value, PersistentObject):
             raise TypeError(
                 f"the function has returned <{value._p_identity()}>, which cannot be used after "
                 "the end of the transaction: return its value or its oid.  Nothing was stored"
             )
+        if inspect.isgenerator(value):
+            raise TypeError(
+                f"the function has returned {value!r}, which would go on after the end of the "
+                "transaction: return a list of what it yields.  Nothing was stored"
+            )
+        if isinstance(value, dict | list | tuple | set | frozenset) and id(value) not in seen:
+            seen.add(id(value))
+            found.extend(value)
+            if isinstance(value, dict):
+                found.extend(value.values())

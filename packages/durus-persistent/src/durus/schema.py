@@ -8,6 +8,7 @@ Invariant: *what an upgrade changes in other objects is stored together with the
 upgraded, or not at all*, so that no upgrade happens twice.
 """
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -21,7 +22,7 @@ from durus.interfaces import Oid, Record
 from durus.missing import MissingObject
 from durus.persistent import PersistentBase, PersistentObject
 from durus.policy import LoadingPolicy, name_and_packages
-from durus.schema_versions import VERSION_KEY, declare
+from durus.schema_versions import VERSION_KEY, declare, take_version, upgrades_since
 
 __all__ = ["VERSION_KEY", "rename", "upgrade"]
 
@@ -65,11 +66,14 @@ def rename(
     Returns how many objects name each old name: those of the class, and those that refer to one.
     They are stored a thousand at a time, so others can work meanwhile, if they know both names
     (`aliases=`); what is interrupted can be called again.  States of the past stay as they are.
-    Raises MissingClassError, and nothing has happened, when a new class cannot be found.
+    Raises MissingClassError when a new class cannot be found, and ObjectError when it does not have
+    the upgrades of the old one; then nothing has happened.
     """
     aliases = {**(db.aliases or {}), **names}
     is_remote = getattr(getattr(db.storage, "classic", db.storage), "is_remote", False)
     searcher = _NameSearcher(names, allow=db.allow, aliases=aliases, import_classes=not is_remote)
+    for old, new in names.items():
+        _check_names(old, new)
     counts = dict.fromkeys(names, 0)
     found: list[Oid] = []
     with closing(db.storage.snapshot()) as snapshot:
@@ -87,6 +91,15 @@ def rename(
             for start in range(0, len(found), _BATCH_SIZE):
                 renaming.run(partial(_touch, found[start : start + _BATCH_SIZE]), note=note)
     return counts
+
+
+def _check_names(old: str, new: str) -> None:
+    if old == new:
+        raise ValueError(f"{old} is renamed to itself")
+    try:
+        pkgutil.resolve_name(new)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MissingClassError(f"{old} cannot be renamed to {new}: {error}") from error
 
 
 def _touch(oids: Sequence[Oid], root: PersistentObject) -> None:
@@ -113,7 +126,9 @@ class _NameSearcher(LoadingPolicy):
         self._met.clear()
         try:
             cls = self.load_class(record.class_pickle, oid)
-            self.load_state(record.state_pickle, _make_stand_in, oid, cls)
+            state = self.load_state(record.state_pickle, _make_stand_in, oid, cls)
+            if self._met:
+                upgrades_since(cls, take_version(state))
         except DurusError:
             # What cannot be loaded cannot be stored again either; if it is not concerned, it stays.
             if self._met or any(_may_be_in(record.state_pickle, old) for old in self._names):

@@ -374,8 +374,8 @@ class Transaction(Session[R]):
         if outer is not None:
             raise NestedTransactionError(
                 f"<{obj._p_identity()}> cannot be changed in {self}: {outer} is open in the same "
-                "context, and would conflict with it.  Change the object there, after a "
-                "savepoint() if that may have to be undone, or when the other one has ended"
+                "context, and would not see it, or conflict with it.  Change the object there, "
+                "after a savepoint() if that may have to be undone, or when the other one has ended"
             )
 
 

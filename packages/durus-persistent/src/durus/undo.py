@@ -54,6 +54,8 @@ def undo(
     pack has removed, or when it created the root.  HistoryUnavailableError if the storage keeps no
     history, and what commits raise.
     """
+    if not isinstance(tid, int):
+        raise TypeError(f"a tid is a number, as transactions() has it, and not {tid!r}")
     history = require_history(storage, "undo")
     undone = next(iter(history.transactions(tid, Tid(tid + 1))), None)
     if undone is None:
