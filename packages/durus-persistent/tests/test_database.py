@@ -276,9 +276,9 @@ def test_the_caches_are_as_large_as_they_were_asked_to_be() -> None:
         connection: Any = root._p_connection
         assert connection.get_cache_size() == 7
         assert connection.cache.size_bytes_max == 8
-    for limits in ({"cache_size": 0}, {"cache_bytes": 0}, {"cache_bytes": -5}):
+    for size, size_bytes in ((0, 8), (7, 0), (7, -5)):
         with pytest.raises(ValueError, match="must be > 0, not"):
-            Database("memory:", **limits)
+            Database("memory:", cache_size=size, cache_bytes=size_bytes)
 
 
 def test_records_name_what_is_allowed_and_aliases_say_how_it_is_called_now(
@@ -445,7 +445,7 @@ def test_undo_writes_again_what_stood_there_before(db: Database[Bank]) -> None:
     with pytest.raises(UndoError, match="changed later"):
         db.undo(tid)
     wrong: Any = "1"
-    with pytest.raises(TypeError, match="a tid is a number, .*, and not '1'"):
+    with pytest.raises(TypeError, match=r"a tid is a number, .*, and not '1'"):
         db.undo(wrong)
 
 

@@ -739,10 +739,10 @@ def test_names_that_cannot_be_are_refused_though_nothing_has_the_old_one(db: Dat
         rename(db, {"nowhere.Old": "new_names.X"})
     with pytest.raises(ValueError, match=r"nowhere\.Old is renamed to itself"):
         rename(db, {"nowhere.Old": "nowhere.Old"})
-    wrong: dict[Any, Any]
-    for wrong in ({"nowhere.Old": ModuleType}, {"nowhere.Old": ""}, {1: "new_names.New"}):
+    wrong: list[Any] = [{"nowhere.Old": ModuleType}, {"nowhere.Old": ""}, {1: "new_names.New"}]
+    for names in wrong:
         with pytest.raises(TypeError, match="takes names"):
-            rename(db, wrong)
+            rename(db, names)
 
 
 def test_a_new_class_without_the_upgrades_of_the_old_one_is_refused(
@@ -750,7 +750,7 @@ def test_a_new_class_without_the_upgrades_of_the_old_one_is_refused(
     modules: tuple[ModuleType, ModuleType],
     db: Database,
 ) -> None:
-    old, new = modules
+    old: Any = modules[0]
     old.Old = type("Old", (Persistent,), {"__module__": "old_names"})
     upgrade(old.Old, to=2)(lambda obj: None)
     with Database(storage) as again, again.transaction() as root:
