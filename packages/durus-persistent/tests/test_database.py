@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import pytest
 
 from durus.btree import BTree
+from durus.connection import Connection
 from durus.database import Database
 from durus.database_statistics import ConflictedObject
 from durus.error import (
@@ -26,6 +27,7 @@ from durus.error import (
     StorageClosedError,
     StorageError,
     StorageOpenError,
+    TransactionEndedError,
     UndoError,
     UnnotedChangeError,
     WriteConflictError,
@@ -420,6 +422,17 @@ def test_an_object_that_was_never_stored_has_no_history(db: Database[Bank]) -> N
         db.history(Account())
 
 
+def test_the_history_of_an_object_of_others_or_of_what_has_ended_is_refused(
+    db: Database[Bank],
+) -> None:
+    with Connection(db.storage) as connection, pytest.raises(ForeignReferenceError, match="not of"):
+        db.history(connection.root)
+    with db.snapshot() as bank:
+        ann = bank.accounts["ann"]
+    with pytest.raises(TransactionEndedError):
+        db.history(ann)
+
+
 def test_changes_are_those_after_a_transaction(db: Database[Bank]) -> None:
     oid = oid_in(db, "ann")
     since = db.storage.tid
@@ -656,7 +669,7 @@ def test_a_classic_storage_follows_the_classic_rule() -> None:
             ann, bob = bank.accounts["ann"], bank.accounts["bob"]
             assert ann.balance == 1
             elsewhere(db, deposit_to_both)
-            with pytest.raises(ReadConflictError):
+            with pytest.raises(ReadConflictError, match=rf"{__name__}\.Account \d+$"):
                 bob.balance  # noqa: B018
             assert ann.balance == 1
         tx = db.transaction()

@@ -143,6 +143,10 @@ def test_run_tries_again_when_reading_conflicts(db: Database[Bank], pauses: list
 
     assert db.run(read) == 1
     assert next(calls) == 3
+    assert db.stats().conflicts == 2
+    with pytest.raises(ReadConflictError), db.transaction() as bank:
+        raise ReadConflictError([oid_of(bank.ann) or b""])
+    assert db.stats().conflicts == 3
 
 
 def test_run_does_not_try_again_after_anything_else(

@@ -18,7 +18,7 @@ _SHOWN_MAX: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """One of the objects that a commit conflicted about."""
+    """One of the objects that a conflict was about."""
 
     oid: bytes
     class_name: str | None
@@ -38,20 +38,22 @@ class Conflict:
 
 
 def find_conflicts(storage: Storage, cache: Cache, oids: Sequence[bytes]) -> tuple[Conflict, ...]:
-    """What is known of the first of the objects that a commit conflicted about; it never fails."""
+    """What is known of the first of the objects that a conflict was about; it never fails."""
     found: list[Conflict] = []
     with contextlib.ExitStack() as stack:
         newest: Snapshot | None = None
-        with contextlib.suppress(DurusError, OSError):
-            newest = stack.enter_context(contextlib.closing(storage.snapshot()))
+        history = storage if isinstance(storage, HistoryStorage) else None
+        if history is not None:
+            with contextlib.suppress(DurusError, OSError):
+                newest = stack.enter_context(contextlib.closing(history.snapshot()))
         for oid in map(Oid, oids[:_SHOWN_MAX]):
             obj = cache.get(oid)
             name = None if obj is None else f"{type(obj).__module__}.{type(obj).__qualname__}"
             transaction = None
             with contextlib.suppress(DurusError, OSError):
-                if newest is not None and isinstance(storage, HistoryStorage):
+                if history is not None and newest is not None:
                     tid, record = newest.load(oid)
                     name = name or ".".join(name_in_class_pickle(record.class_pickle))
-                    transaction = next(iter(storage.transactions(tid, Tid(tid + 1))), None)
+                    transaction = next(iter(history.transactions(tid, Tid(tid + 1))), None)
             found.append(Conflict(oid, name, transaction))
     return tuple(found)

@@ -352,6 +352,9 @@ class Connection(ConnectionBase, Generic[R]):
         try:
             self._loading.add(oid)
             record = self._fill(obj, self._view.load_referenced(oid))
+        except ReadConflictError as error:
+            error.conflicts = find_conflicts(self._storage, self.cache, error.oids or ())
+            raise
         finally:
             self._loading.discard(oid)
         if not isinstance(obj, BlobChunk):  # which keeps nothing

@@ -20,12 +20,13 @@ from durus.classic import ClassicAdapter, as_storage
 from durus.connection import P, R
 from durus.database_connection import PooledConnection
 from durus.database_statistics import DatabaseStatistics, StatisticsCollector
-from durus.error import ReadOnlyError, StorageClosedError, StorageError
+from durus.error import ForeignReferenceError, ReadOnlyError, StorageClosedError, StorageError
 from durus.history import ObjectRevision, follow, revisions
 from durus.interfaces import BackupStorage, CommittedTransaction, HistoryStorage, Progress, Tid
 from durus.opening import open_storage
 from durus.packing import pack_storage
 from durus.past import require_history
+from durus.persistent import PersistentObject
 from durus.persistent_dict import PersistentDict
 from durus.retrying import Cancellation, run_with_retries
 from durus.session import Session, Snapshot, Transaction, open_in_this_context
@@ -265,8 +266,19 @@ class Database(Generic[R]):
         if self.readonly:
             raise ReadOnlyError(f"{self} is open read-only")
 
-    def _owns(self, connection: object) -> bool:
-        return isinstance(connection, PooledConnection) and connection.database is self
+    def _connection_of(self, obj: PersistentObject) -> PooledConnection[R]:
+        """ForeignReferenceError if an object is none of this database."""
+        owner = obj._p_connection
+        if obj._p_oid is None:
+            raise ForeignReferenceError(
+                f"<{obj._p_identity()}> was never stored: this is the only one, without history"
+            )
+        if not isinstance(owner, PooledConnection) or owner.database is not self:
+            raise ForeignReferenceError(
+                f"<{obj._p_identity()}> is an object of {owner!r}, and not of {self}; the copy() "
+                "of a transaction takes what is of another database"
+            )
+        return owner
 
     # History
 
@@ -282,8 +294,10 @@ class Database(Generic[R]):
         """The states that an object had, newest first, as far back as they are kept.
 
         obj: an object of a transaction or snapshot of this database.
+        ForeignReferenceError if it is none, or was never stored.
         """
-        return map(Revision, revisions(obj))
+        with self._connection_of(obj).used(obj):
+            return map(Revision, revisions(obj))
 
     def changes(
         self, since: When, *, timeout_s: float | None = 0.0

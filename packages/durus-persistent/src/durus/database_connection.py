@@ -137,9 +137,9 @@ class PooledConnection(Connection[R]):
     # Who may use it.
 
     @contextmanager
-    def used(self, session: "Session[Any]") -> Iterator[None]:
-        """For one thread at a time, and the session that it serves."""
-        self._enter(session)
+    def used(self, user: "PersistentObject | Session[Any]") -> Iterator[None]:
+        """For one thread at a time, and the session that it serves, or an object of that."""
+        self._enter(user)
         try:
             yield
         finally:

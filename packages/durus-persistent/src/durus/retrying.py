@@ -78,7 +78,7 @@ def run_with_retries(
             cancellation.begin_commit()
             transaction._commit()
         except ConflictError as error:
-            transaction.abort()
+            transaction._abort_after(error)
             pause_s = random.uniform(0, min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2 ** min(count, 20)))
             if count == attempts or time.monotonic() + pause_s >= end:
                 error.attempts = count

@@ -20,7 +20,6 @@ from durus.copying import copy_subgraph
 from durus.database_connection import PooledConnection
 from durus.error import (
     ConflictError,
-    ForeignReferenceError,
     NestedTransactionError,
     ReadOnlyError,
     TransactionEndedError,
@@ -92,16 +91,8 @@ class Session(Generic[R]):
         with connection.used(self):
             if not isinstance(obj, PersistentObject):
                 return connection.get(obj) if cls is None else connection.get(obj, cls)
-            owner = obj._p_connection
-            if obj._p_oid is None:
-                raise ForeignReferenceError(
-                    f"<{obj._p_identity()}> was never stored, so it is the only instance of it"
-                )
-            if not self.database._owns(owner):
-                raise ForeignReferenceError(
-                    f"<{obj._p_identity()}> is an object of {owner!r}, and not of {self.database}; "
-                    "the copy() of a transaction takes what is of another database"
-                )
+            self.database._connection_of(obj)
+            assert obj._p_oid is not None
             return connection.get(obj._p_oid, type(obj))
 
     def _check_may_change(self, obj: PersistentObject) -> None:
@@ -285,11 +276,20 @@ class Transaction(Session[R]):
         try:
             self._tid = connection.commit_and_rest(self, self.user, self.note)
         except ConflictError as error:
-            self._has_conflicted = True
-            self.database._statistics.note_conflict(error)
+            self._note_conflict(error)
             raise
         self.database._statistics.note_commit(self._tid)
         self._end()
+
+    def _note_conflict(self, error: ConflictError) -> None:
+        if not self._has_conflicted:
+            self._has_conflicted = True
+            self.database._statistics.note_conflict(error)
+
+    def _abort_after(self, error: BaseException | None) -> None:
+        if isinstance(error, ConflictError):
+            self._note_conflict(error)
+        self.abort()
 
     def _call_all(self) -> None:
         """Make the calls that were to follow the commit; all, even if one fails."""
@@ -352,7 +352,7 @@ class Transaction(Session[R]):
         if self._is_over:
             return
         if exc_type is not None:
-            self.abort()
+            self._abort_after(exc)
             return
         try:
             self._commit()
