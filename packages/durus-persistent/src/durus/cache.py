@@ -30,7 +30,7 @@ from durus.persistent import (
     _setattribute,
 )
 
-__all__ = ["Cache", "ObjectDictionary", "ReferenceContainer", "estimate_size"]
+__all__ = ["Cache", "ObjectDictionary", "ReferenceContainer"]
 
 P = TypeVar("P", bound=PersistentObject)
 

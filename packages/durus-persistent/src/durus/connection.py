@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, overload
 
 from durus.blob import BlobChunk
-from durus.cache import Cache, ObjectDictionary, ReferenceContainer, estimate_size
+from durus.cache import Cache, ObjectDictionary, ReferenceContainer
 from durus.changes import Changes, Savepoint
 from durus.classic import ClassicAdapter, as_storage
 from durus.conflicts import find_conflicts
@@ -358,7 +358,7 @@ class Connection(ConnectionBase, Generic[R]):
         finally:
             self._loading.discard(oid)
         if not isinstance(obj, BlobChunk):  # which keeps nothing
-            self.cache.recent_objects.add_loaded(obj, estimate_size(record))
+            self.cache.note_records([(obj, record)])
 
     def _fill(self, obj: PersistentObject, revision: Revision) -> Record:
         """Load the state of a ghost: from which record."""

@@ -94,7 +94,6 @@ class Upgrades:
                 # Until the end of the transaction it stays, and a change by the program is refused.
                 changed._p_set_status_saved()
                 _setattribute(changed, "_p_serial", serial)
-                connection.cache.recent_objects.discard(changed)
         return upgrade.changed
 
     def upgrade_copy(self, copy: PersistentObject, version: int) -> None:
