@@ -23,11 +23,11 @@ from durus.changes import Savepoint as MadeSavepoint
 from durus.class_pickle import name_in_class_pickle
 from durus.database import Database, Transaction
 from durus.database_connection import PooledConnection
-from durus.error import ConflictError, HistoryUnavailableError, StorageLockedError
+from durus.error import ConflictError, HistoryUnavailableError, StorageLockedError, UndoError
 from durus.file_storage import FileStorage
 from durus.interfaces import CommitResult, HistoryStorage, PackableStorage, Tid
 from durus.interfaces import Transaction as StoredTransaction
-from tests.serializability import Attempt, Rollback, Savepoint
+from tests.serializability import Attempt, Rollback, Savepoint, Undo
 from tests.transaction_steps import Mark, Root, choose_step
 
 __all__ = [
@@ -44,6 +44,7 @@ class Worker:
 
     number: tells apart the workers on one database, of all processes.
     marks: whether it writes its mark with each transaction: else the tids tell the order.
+    undoes: whether it also undoes transactions of its own.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class Worker:
         seed: int,
         *,
         marks: bool = False,
+        undoes: bool = False,
     ) -> None:
         self.attempts: list[Attempt] = []
         self._database = database
         self._number = number
         self._choose = random.Random(f"{seed} {number}")
         self._marks = marks
+        self._undoes = undoes
         self._packs = isinstance(database.storage, PackableStorage)
         self._has_past = isinstance(database.storage, HistoryStorage)
         self._last_value = number << 32
@@ -72,6 +75,8 @@ class Worker:
                 yield from self._look(is_past=choose.random() < 0.2)
             elif chance < 0.3:
                 yield from self._run_again()
+            elif chance < 0.4 and self._undoes:
+                yield from self._undo()
             else:
                 yield from self._transact()
             if self._packs and choose.random() < 0.004:
@@ -169,6 +174,27 @@ class Worker:
         finally:
             transaction.abort()  # if it has not ended
         attempt.ended_ns = time.monotonic_ns()
+
+    def _undo(self) -> Iterator[None]:
+        """Undo one of its last transactions, if nobody has changed the same since."""
+        own = [attempt for attempt in self.attempts if attempt.tid is not None][-3:]
+        if not own:
+            return
+        undone = self._choose.choice(own)
+        assert undone.tid is not None
+        attempt = self._begin()
+        attempt.committing_ns = time.monotonic_ns()
+        try:
+            attempt.tid = self._database.undo(undone.tid)
+        except UndoError:
+            pass
+        except ConflictError:
+            attempt.outcome = "conflict"
+        else:
+            attempt.steps.append((Undo(undone), None))
+            attempt.outcome = "committed"
+        attempt.ended_ns = time.monotonic_ns()
+        yield
 
     def _run_again(self) -> Iterator[None]:
         """Let the database try a transaction until it is committed."""

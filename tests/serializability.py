@@ -9,11 +9,12 @@ It is checked in three ways:
             one that its tid names, or, when that is not known, one that is possible by the clock.
     clock   A transaction that began after another was committed sees it, and has a later tid.
     graph   Of each version of an item it is known who wrote it and who read it.  Who must come
-            before whom (ww, wr and rw dependencies) has no cycle.  That an item was absent does
-            not say who removed it: the latest who can have done it is taken.  Counters and queues
-            are left to the replay, for their states do not tell their writers.
+            before whom (ww, wr and rw dependencies) has no cycle.  Counters and queues are left to
+            the replay, for their states do not tell their writers.
 
-Values that are written are unique; whoever reads one so names its writer.
+Values that are written are unique; whoever reads one so names its writer.  But an undo writes one
+again, and that an item was absent does not say who removed it: the latest who can have done it is
+taken.
 """
 
 import bisect
@@ -26,7 +27,7 @@ from typing import Any, ClassVar, Literal
 
 from durus.interfaces import Tid
 
-__all__ = ["Attempt", "Key", "Rollback", "Savepoint", "State", "Step", "check"]
+__all__ = ["Attempt", "Key", "Rollback", "Savepoint", "State", "Step", "Undo", "check"]
 
 Key = tuple[str, int]
 """An item: where it is, and its number there."""
@@ -78,6 +79,25 @@ class Rollback(_Mark):
     number: int
 
 
+@dataclass(frozen=True)
+class Undo(Step):
+    """A transaction that takes back an earlier one; nobody has changed the same since."""
+
+    undone: "Attempt"
+
+    def do(self, root: Any) -> None:
+        raise NotImplementedError
+
+    def model(self, state: State) -> None:
+        state.update(self.undone.before)
+        for key, value in self.undone.before.items():
+            if value is None:
+                del state[key]
+
+    def writes(self, seen: None) -> State:
+        return self.undone.before
+
+
 @dataclass
 class Attempt:
     """What a transaction, a snapshot, or one attempt of `Database.run` has done."""
@@ -98,9 +118,12 @@ class Attempt:
     """What tells which transaction of the server's it was; see `tests.random_transactions`."""
     committing_ns: int = 0
     ended_ns: int = 0
+    before: State = field(default_factory=dict, repr=False)
+    """What it has changed in the model, as it was before; None for what was absent."""
 
     def replay(self, state: State) -> Iterator[str]:
         """Do it in the model, which changes; what it has seen and should not have seen."""
+        before = dict(state)
         saved: list[State] = []
         for step, seen in self.steps:
             if isinstance(step, Savepoint):
@@ -111,6 +134,8 @@ class Attempt:
                 del saved[step.number + 1 :]
             elif (expected := step.model(state)) != seen:
                 yield f"{self.name} (tid {self.tid}): {step} has seen {seen}, not {expected}"
+        changed = [key for key in before | state if before.get(key) != state.get(key)]
+        self.before = {key: before.get(key) for key in changed}
 
     def items(self) -> tuple[dict[Key, Any], dict[Key, Any]]:
         """The items that it read of others, and those that it wrote: their values, or None."""
@@ -247,10 +272,8 @@ class _Graph:
         self._items = [attempt.items() for attempt in self.attempts]
         self._versions: dict[Key, list[int]] = defaultdict(lambda: [self.INITIAL])
         """The numbers of those who wrote an item, in the order of their tids."""
-        self._absent: dict[Key, list[int]] = defaultdict(list)
-        """The places in that list of those who removed it."""
-        self._writers: dict[tuple[Key, Any], int] = {}
-        """The place in that list of who wrote this value of an item."""
+        self._writers: dict[tuple[Key, Any], list[int]] = defaultdict(list)
+        """The places in that list of those who wrote this value of an item (None: removed it)."""
         self._edges: list[list[_Edge]] = [[] for _ in self.attempts]
         self._initial = initial
 
@@ -273,22 +296,17 @@ class _Graph:
 
     def _list_versions(self, commits: int) -> None:
         for key, value in self._initial.items():
-            self._writers[key, value] = 0
+            self._writers[key, value].append(0)
         for number in range(commits):
             for key, value in self._items[number][1].items():
                 versions = self._versions[key]
                 self._add_edge("ww", key, versions[-1], number)
-                if value is None:
-                    self._absent[key].append(len(versions))
-                else:
-                    self._writers[key, value] = len(versions)
+                self._writers[key, value].append(len(versions))
                 versions.append(number)
 
     def _find_version(self, number: int, key: Key, value: Any) -> int | None:
-        if value is not None:
-            return self._writers.get((key, value))
-        places = self._absent[key]
-        if key not in self._initial:
+        places = self._writers[key, value]
+        if value is None and key not in self._initial:
             places = [0, *places]
         if not places:
             return None

@@ -44,8 +44,8 @@ from tests.random_transactions import (
     run_in_threads,
 )
 from tests.seeds import Seeds
-from tests.serializability import Attempt, Step, check
-from tests.storages import KINDS, DictStorage, Kind
+from tests.serializability import Attempt, Step, Undo, check
+from tests.storages import KINDS, DictStorage, File, Kind, Memory, Sqlite
 from tests.transaction_steps import INITIAL, ReadCell, Root, WriteCell, state_of
 
 WORKERS = 6
@@ -118,6 +118,21 @@ def test_transactions_of_threads_are_serializable(kind: Kind, seeds: Seeds, tmp_
             check_newest(database, attempts)
         storage.close()
         kind.check(path)
+
+
+@pytest.mark.parametrize("kind", [Memory(), File(), Sqlite()], ids=lambda kind: type(kind).__name__)
+def test_undos_among_them_are_serializable(kind: Kind, seeds: Seeds, tmp_path: Path) -> None:
+    undone = 0
+    for run, seed in enumerate(seeds.take(2, long=24)):
+        storage = kind.open(tmp_path / str(seed))
+        with open_database(storage, seed) as database:
+            workers = [Worker(database, number, seed, undoes=True) for number in range(THREADS)]
+            attempts = run_in_threads(workers, 60) if run % 2 else interleave(workers, 60, seed)
+            assert check(attempts, INITIAL) == [], f"--seed {seed}"
+            check_newest(database, attempts)
+        undone += sum(isinstance(step, Undo) for attempt in attempts for step, _ in attempt.steps)
+        storage.close()
+    assert undone
 
 
 OPENERS: dict[str, Callable[[str], Any]] = {
