@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import pickle
 import threading
 import time
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durus import interfaces, serialize
-from durus.classic import ClassicAdapter, as_storage, record_from_classic, record_to_classic
+from durus.classic import ClassicAdapter, as_storage
 from durus.connection import Connection
 from durus.error import (
     CommitOutcomeUnknownError,
@@ -29,7 +30,7 @@ from durus.error import (
 )
 from durus.interfaces import CHANGES_MAX, ROOT_OID, Oid, PackableStorage, Record
 from durus.oid_set import OidSet
-from durus.record import pack_record, unpack_record
+from durus.record import pack_record, record_from_classic, record_to_classic, unpack_record
 from durus.storage import MemoryStorage, Storage
 from durus.testing.storage_contract import (
     commit,
@@ -706,3 +707,18 @@ def test_an_adapter_keeps_nothing_alive_when_it_is_not_in_use() -> None:
 def test_what_is_no_storage_is_refused(other: object) -> None:
     with pytest.raises(TypeError, match=r"is no storage: expected .*durus\.storage\.Storage"):
         as_storage(other)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_uses_an_adapter_that_another_thread_was_using() -> None:
+    adapter = as_storage(SharedStorage())
+    assert isinstance(adapter, ClassicAdapter)
+    with adapter._lock:
+        child = os.fork()
+        if not child:
+            try:
+                adapter.snapshot()
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
