@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 from durus.blob import BlobChunk
 from durus.cache import Cache, ObjectDictionary, ReferenceContainer
@@ -27,7 +27,6 @@ from durus.error import (
     DurusKeyError,
     ObjectError,
     ReadConflictError,
-    ReadOnlyError,
     StorageError,
     WriteConflictError,
     WrongClassError,
@@ -56,6 +55,7 @@ from durus.persistent import (
 from durus.persistent_dict import PersistentDict
 from durus.policy import LoadingPolicy
 from durus.record import join_record
+from durus.root import open_root
 from durus.schema_versions import has_upgrades
 from durus.serialize import ObjectReader
 from durus.serialize import ObjectWriter as ObjectWriter  # as in 4.3
@@ -80,8 +80,6 @@ else:
     R = TypeVar("R", bound=PersistentObject)
 
 P = TypeVar("P", bound=PersistentObject)
-
-_OPENED_AGAIN_MAX: Final = 100
 
 __all__ = [
     "ROOT_OID",
@@ -193,7 +191,7 @@ class Connection(ConnectionBase, Generic[R]):
                 import_classes = not getattr(self.storage, "is_remote", False)
             policy = LoadingPolicy(allow=allow, aliases=aliases, import_classes=import_classes)
             self.reader = ObjectReader(self, policy)
-            self.root: R = self._open_root(root_class)
+            self.root: R = open_root(self, root_class)
         except BaseException:
             self.close()
             raise
@@ -378,6 +376,10 @@ class Connection(ConnectionBase, Generic[R]):
             self._upgrades.upgrade(obj, version)
         return revision.record
 
+    @property
+    def _is_readonly(self) -> bool:
+        return self._storage.readonly
+
     def _may_change(self, obj: PersistentObject) -> bool:
         """Whether this transaction could store a change of an object."""
         return self._view.is_writable
@@ -524,39 +526,3 @@ class Connection(ConnectionBase, Generic[R]):
         undone = undo(self._storage, tid, user=self.user, note=self.note or None)
         self.abort()
         return undone
-
-    def _open_root(self, root_class: type[Any] | None) -> Any:
-        # A generic alias such as BTree[str, int] stands for its class.
-        cls = getattr(root_class, "__origin__", root_class)
-        if cls is not None and not (isinstance(cls, type) and issubclass(cls, PersistentObject)):
-            raise TypeError(
-                f"root_class must be a subclass of PersistentObject, not {root_class!r}"
-            )
-        root = self._get_root()
-        if root is None:
-            if self._storage.readonly:
-                raise ReadOnlyError(f"{self.storage} is empty, and open read-only: it has no root")
-            root = (cls or PersistentDict)()
-            # The oid of the root is the first that a storage hands out, but perhaps it already has.
-            self._spare_oids = sorted({ROOT_OID, *self._storage.reserve_oids(1)}, reverse=True)
-            try:
-                self._begin(self._store([root]))
-            except WriteConflictError:  # somebody else has just made one
-                self._spare_oids = [oid for oid in self._spare_oids if oid != ROOT_OID]
-                self._begin()
-            root = self._get_root()
-        if cls is not None and type(root) is not cls:
-            raise WrongClassError(
-                f"the root of {self.storage} is a {type(root).__module__}."
-                f"{type(root).__qualname__}, not a {cls.__module__}.{cls.__qualname__}"
-            )
-        return root
-
-    def _get_root(self) -> PersistentObject | None:
-        """The root, though others may be committing it: nothing that was read could conflict."""
-        for _ in range(_OPENED_AGAIN_MAX):
-            try:
-                return self.get(ROOT_OID)
-            except ReadConflictError:  # of a storage without snapshots
-                self._begin()
-        return self.get(ROOT_OID)

@@ -66,10 +66,9 @@ class PooledConnection(Connection[R]):
         kind = SnapshotView if isinstance(found, HistoryStorage) else View
         return kind(found, self._forget), False
 
-    def _open_root(self, root_class: type[Any] | None) -> Any:
-        if self.database.readonly and self._get_root() is None:
-            raise ReadOnlyError(f"{self.database} is empty, and open read-only: it has no root")
-        return super()._open_root(root_class)
+    @property
+    def _is_readonly(self) -> bool:
+        return self.database.readonly
 
     def __repr__(self) -> str:
         return repr(self.database if self._session is None else self._session)
