@@ -50,6 +50,8 @@ def find_wheel_faults(wheel: Path, distribution: Distribution) -> list[str]:
     }
     if distribution.name == TYPED_BY:
         expected.add("durus/py.typed")
+        if "durus/testing/__init__.py" in expected:
+            expected.add("durus/testing/py.typed")  # pyright wants one in a regular package, too
     files = {name for name in names if ".dist-info/" not in name}
     compiled = {name for name in files if name.endswith((".so", ".pyd"))}
     faults = [f"it lacks {name}" for name in sorted(expected - files)]

@@ -5,12 +5,14 @@ from typing import assert_type
 
 from durus.btree import BTree
 from durus.connection import Connection
+from durus.database import Database
 from durus.error import ConflictError
 from durus.persistent import ComputedAttribute, Persistent, is_ghost, note_change, oid_of
 from durus.persistent_dict import PersistentDict
 from durus.persistent_list import PersistentList
 from durus.persistent_set import PersistentSet
 from durus.storage import MemoryStorage
+from durus.testing.databases import temporary_database
 
 
 @dataclass(eq=False, repr=False)
@@ -80,6 +82,11 @@ def main() -> None:
     connection.commit()
     assert oid_of(bank) is not None
     assert not is_ghost(bank)
+
+    with temporary_database(storage, root_class=Bank) as db:
+        assert_type(db, Database[Bank])
+        assert db.run(lambda bank: bank.accounts["ann"].deposit(7)) == 20
+    assert bank.accounts["ann"].balance == 13
 
     untyped = Connection(MemoryStorage())
     untyped.root["greeting"] = "hello"

@@ -572,7 +572,7 @@ def test_chunks_of_another_connection_are_refused(connection: Connection) -> Non
     blob = stored(connection, b"content")
     other = Connection(connection.storage)
     other.root["copy"] = copy.copy(blob)
-    with pytest.raises(ForeignReferenceError, match=r"durus\.copying\.copy_subgraph makes"):
+    with pytest.raises(ForeignReferenceError, match=r"durus\.copying\.copy_subgraph"):
         other.commit()
     other.root["copy"] = copy_subgraph(blob)
     other.commit()

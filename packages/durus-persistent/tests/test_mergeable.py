@@ -17,6 +17,7 @@ from durus.error import (
     ConflictError,
     ReadOnlyError,
     TransactionEndedError,
+    UnnotedChangeError,
     UnstorableError,
     WriteConflictError,
 )
@@ -26,6 +27,7 @@ from durus.mergeable import Mergeable, blind
 from durus.persistent import Persistent, note_change, oid_of
 from durus.persistent_dict import PersistentDict
 from durus.persistent_queue import PersistentQueue
+from durus.schema import VERSION_KEY
 from durus.storage import MemoryStorage, OverlayStorage
 from durus.storage import Storage as ClassicStorage
 
@@ -739,6 +741,60 @@ def test_a_hook_that_makes_new_objects_is_refused(
         tx.commit()
     assert oid_of(made) is None
     tx.abort()
+
+
+def test_a_hook_that_changes_objects_is_refused(
+    db: Database, tx: Transaction, hook: Callable[[Callable[[States], Any]], None]
+) -> None:
+    highest = tx.root["highest"]
+
+    def change(states: States) -> Any:
+        highest.number = 7
+        return states[2]
+
+    hook(change)
+    tx.savepoint()
+    highest.see(5)
+    tx.savepoint()
+    others(db, lambda root: root["highest"].see(3))
+    with pytest.raises(UnstorableError, match=r"_p_resolve_conflict of <Highest \d+> has changed"):
+        tx.commit()
+    tx.abort()
+    assert db.run(lambda root: root["highest"].number) == 3
+
+
+@pytest.mark.parametrize("state", [{"count": 1, "extra": 2}, {"count": 1, VERSION_KEY: 1}])
+def test_a_hook_whose_state_cannot_be_loaded_is_refused(
+    state: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Forgetful, "_p_resolve_conflict", lambda *states: state)
+    first: Connection[Any] = Connection(MemoryStorage())
+    first.root["count"] = Forgetful()
+    first.commit()
+    second: Connection[Any] = Connection(first.storage)
+    for connection in (first, second):
+        connection.root["count"].add()
+    second.commit()
+    with pytest.raises(UnstorableError, match=r"_p_resolve_conflict .* cannot be loaded"):
+        first.commit()
+
+
+def test_a_blind_change_in_place_is_found_by_a_strict_connection() -> None:
+    connection: Connection[Any] = Connection(MemoryStorage(), strict=True)
+    connection.root["log"] = Log()
+    connection.commit()
+    connection.root["log"].add("lost")
+    with pytest.raises(UnnotedChangeError, match="'items'"):
+        connection.commit()
+
+
+class Log(Mergeable):
+    def __init__(self) -> None:
+        self.items: list[str] = []
+
+    @blind
+    def add(self, item: str) -> None:
+        self.items.append(item)  # and nobody notes it
 
 
 def test_pickling_at_the_commit_is_no_access(

@@ -576,6 +576,19 @@ def test_a_block_that_raises_is_rolled_back_and_the_transaction_goes_on(
     assert (read(db, "a"), read(db, "b")) == (1, 2)
 
 
+def test_the_error_of_a_block_goes_on_though_its_savepoint_is_gone(tx: Transaction) -> None:
+    first = tx.savepoint()
+
+    def fail(end: Callable[[], object]) -> None:
+        with tx.savepoint():
+            end()
+            raise ValueError("no")
+
+    for end in (first.rollback, tx.abort):
+        with pytest.raises(ValueError, match="no"):
+            fail(end)
+
+
 def test_calls_that_were_registered_after_the_savepoint_are_forgotten(tx: Transaction) -> None:
     calls: list[int] = []
     tx.root["a"].value = 2

@@ -250,6 +250,77 @@ def test_an_upgrade_may_make_new_objects(storage: MemoryStorage, old: Oid) -> No
     assert connection.root.accounts[0].balance.value == 6  # type: ignore[attr-defined]  # as above
 
 
+class Labelled(Account):
+    labels: list[PersistentList[str]]
+
+
+def make_labels(account: Labelled) -> None:
+    account.labels = [PersistentList(["old"])]
+
+
+@pytest.fixture
+def labelled(storage: FullStorage) -> None:
+    """A root with an account that gets a new object when it is upgraded."""
+    with Database(storage) as db, db.transaction() as root:
+        root["ann"] = Labelled(5)
+        root["other"] = 0
+    upgrade(Labelled, to=2)(make_labels)
+
+
+def labels_of(storage: MemoryStorage) -> list[str]:
+    with Database(storage) as fresh:
+        return fresh.run(lambda root: list(root["ann"].labels[0]))
+
+
+@pytest.mark.usefixtures("labelled")
+def test_what_is_put_into_an_object_that_an_upgrade_has_made_is_stored(
+    storage: MemoryStorage,
+) -> None:
+    with Database(storage) as db:
+        with db.transaction() as root:
+            root["ann"].labels[0].append("vip")
+        with db.transaction() as root:
+            root["ann"].labels[0].append("more")
+    assert labels_of(storage) == ["old", "vip", "more"]
+
+
+@pytest.mark.usefixtures("labelled")
+def test_what_is_put_into_it_goes_with_an_abort_and_a_rollback(storage: MemoryStorage) -> None:
+    with Database(storage) as db:
+        tx = db.transaction()
+        tx.root["ann"].labels[0].append("aborted")
+        tx.abort()
+        with (tx := db.transaction()) as root:
+            savepoint = tx.savepoint()
+            root["ann"].labels[0].append("rolled back")
+            savepoint.rollback()
+            assert list(root["ann"].labels[0]) == ["old"]
+            savepoint = tx.savepoint()
+            root["ann"].labels[0].append("rolled back, too")
+            savepoint.rollback()
+            root["ann"].labels[0].append("stored")
+    assert labels_of(storage) == ["old", "stored"]
+
+
+@pytest.mark.usefixtures("labelled")
+def test_it_cannot_be_changed_where_nothing_is_stored(storage: MemoryStorage) -> None:
+    with Database(storage) as db, Database(storage, readonly=True) as readonly:
+        for begin in (db.snapshot, lambda: db.snapshot(storage.tid), readonly.transaction):
+            with begin() as root:
+                with pytest.raises(ReadOnlyError, match="an upgrade has made it"):
+                    root["ann"].labels[0].append("lost")
+                assert list(root["ann"].labels[0]) == ["old"]
+        with db.transaction() as root:
+            root["other"] = 1
+            inner = db.transaction()
+            with pytest.raises(ReadOnlyError):
+                inner.root["ann"].labels[0].append("lost")
+            assert inner.commit() is None
+        with db.transaction() as root:
+            root["ann"].labels[0].append("stored")
+    assert labels_of(storage) == ["old", "stored"]
+
+
 def test_get_and_the_crawler_upgrade(storage: MemoryStorage, old: Oid) -> None:
     declare_currency()
     connection = Connection(storage)
@@ -295,6 +366,13 @@ def test_an_upgrade_is_declared_once_and_leads_to_2_or_more() -> None:
         declare_currency()
     with pytest.raises(ValueError, match="they begin with 2"):
         upgrade(Account, to=1)(lambda account: None)
+
+
+def test_an_upgrade_leads_to_a_number_and_is_for_a_persistent_class() -> None:
+    wrong: list[tuple[Any, Any]] = [(Account, "2"), (Account, 2.5), (Account, True), (int, 2)]
+    for cls, to in wrong:
+        with pytest.raises(TypeError, match=r"a number, and not to|is none"):
+            upgrade(cls, to=to)(lambda obj: None)
 
 
 def test_a_missing_step_is_named(storage: MemoryStorage, old: Oid) -> None:
@@ -462,6 +540,73 @@ def test_a_history_connection_upgrades_wherever_it_is(storage: MemoryStorage, ol
     assert history.next()
     assert (history.root.accounts[0].balance, history.root.total) == (7, 7)
     assert storage.tid == before
+
+
+def count_in_bank(account: Account) -> None:
+    account.balance *= 100
+    account.bank.total += 1
+
+
+def test_a_nested_transaction_that_only_reads_shows_the_upgrade_and_stores_nothing(
+    storage: MemoryStorage, old: Oid
+) -> None:
+    upgrade(Account, to=2)(count_in_bank)
+    with Database(storage, root_class=Bank) as db:
+        before = storage.tid
+        with db.transaction() as bank:
+            bank.other = 1
+            for _ in range(2):
+                with db.transaction() as inner:
+                    assert (inner.accounts[0].balance, inner.total) == (500, 1)
+            assert storage.tid == before
+        with db.transaction() as bank:
+            assert (bank.accounts[0].balance, bank.total, bank.other) == (500, 1, 1)
+
+
+def test_a_strict_snapshot_takes_no_upgrade_for_an_unnoted_change(
+    storage: MemoryStorage, old: Oid
+) -> None:
+    upgrade(Account, to=2)(count_in_bank)
+    with Database(storage, root_class=Bank, strict=True) as db, db.snapshot() as bank:
+        assert bank.total == 0
+        assert (bank.accounts[0].balance, bank.total) == (500, 1)
+
+
+def test_an_upgrade_of_the_root_overwrites_nothing_that_others_commit_later(
+    storage: MemoryStorage, old: Oid
+) -> None:
+    @upgrade(Bank, to=2)
+    def change_account(bank: Bank) -> None:
+        bank.accounts[0].balance += 1
+
+    with Database(storage, root_class=Bank) as one, Database(storage, root_class=Bank) as other:
+        for _ in range(3):
+            one.run(lambda bank: setattr(bank, "total", bank.total + 1))
+            one.run(lambda bank: setattr(bank.accounts[0], "balance", 100))
+        assert other.run(lambda bank: (bank.total, bank.accounts[0].balance)) == (3, 100)
+        assert one.run(lambda bank: (bank.total, bank.accounts[0].balance)) == (3, 100)
+
+
+def test_what_uses_an_object_that_another_upgrade_has_changed_is_taken_back_with_it(
+    storage: MemoryStorage, old: Oid
+) -> None:
+    upgrade(Account, to=2)(count_in_bank)
+
+    @upgrade(Savings, to=2)
+    def take_total(savings: Account) -> None:
+        savings.balance = savings.bank.total
+
+    with Database(storage, root_class=Bank) as db:
+        with Database(storage, root_class=Bank) as older, older.transaction() as bank:
+            schema_versions._declared.clear()
+            bank.accounts.append(Savings(5))
+            bank.accounts[1].bank = bank
+        upgrade(Account, to=2)(count_in_bank)
+        upgrade(Savings, to=2)(take_total)
+        with db.snapshot() as bank:
+            assert [account.balance for account in bank.accounts] == [500, 1]
+        with db.snapshot() as bank:
+            assert bank.accounts[1].balance == 0
 
 
 def test_older_states_are_upgraded_as_copies_and_change_nothing_else(

@@ -8,7 +8,7 @@ That of a `Database` also has a target in bytes, and evicts in the middle of a t
 not accessed for longest.  Invariants:
 
     * The last `_IN_USE` objects that were loaded are not evicted, for some code is working on them;
-      of large ones it is the last `_LARGE_IN_USE`.
+      of large ones it is the last `_LARGE_IN_USE`, however large they are.
     * What was changed and not saved is never evicted.
 """
 
@@ -206,12 +206,12 @@ class Cache:
         is_large = limit is not None and recent.size_bytes > limit
         if not is_large and len(recent) <= self.size:
             return
-        in_use = 0
-        if not is_idle:
-            is_far_over = limit is not None and recent.size_bytes > 2 * limit
-            in_use = _LARGE_IN_USE if is_far_over else _IN_USE
-        if len(recent) > 2 * in_use:
-            self._evict(in_use)
+        if is_idle:
+            self._evict(0)
+        elif limit is not None and recent.size_bytes > 2 * limit:
+            self._evict(_LARGE_IN_USE)
+        elif len(recent) > 2 * _IN_USE:
+            self._evict(_IN_USE)
 
     def _evict(self, in_use: int) -> None:
         """Make ghosts of saved objects, those first that were not accessed for longest.
@@ -222,7 +222,7 @@ class Cache:
         limit = self.size_bytes_max
         count_max = self.size * 3 // 4
         bytes_max = recent.size_bytes if limit is None else limit * 3 // 4
-        oldest = deque(islice(recent.map.values(), len(recent) - in_use))
+        oldest = deque(islice(recent.map.values(), max(0, len(recent) - in_use)))
         while oldest:
             obj = oldest.popleft()  # held by nothing here any more, so that it may go
             if len(recent) <= count_max and recent.size_bytes <= bytes_max:

@@ -339,7 +339,7 @@ class Savepoint:
         exc: BaseException | None,
         traceback: object,
     ) -> None:
-        if exc_type is not None:
+        if exc_type is not None and self._step in self._changes._steps:  # else it is undone already
             self.rollback()
 
 

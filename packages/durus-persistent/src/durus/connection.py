@@ -380,8 +380,9 @@ class Connection(ConnectionBase, Generic[R]):
     def _is_readonly(self) -> bool:
         return self._storage.readonly
 
-    def _may_change(self, obj: PersistentObject) -> bool:
-        """Whether this transaction could store a change of an object."""
+    @property
+    def _may_write(self) -> bool:
+        """Whether this transaction could store a change."""
         return self._view.is_writable
 
     # Transactions.
@@ -397,6 +398,10 @@ class Connection(ConnectionBase, Generic[R]):
         self._upgrades.note_access(obj)
         self._view.accessed.add(oid)
         self.cache.recent_objects.add(obj)
+        self._note_unchanged(obj)
+
+    def _note_unchanged(self, obj: PersistentObject) -> None:
+        """If this connection is strict: the object is as it was loaded or saved."""
         if self._guard is not None and obj._p_is_saved() and not self._guard.knows(obj):
             self._guard.note(obj)
 
@@ -418,6 +423,7 @@ class Connection(ConnectionBase, Generic[R]):
         self._view.snapshot  # noqa: B018 - as in note_access
         if obj._p_status == GHOST:
             obj._p_load_state()
+        self._note_unchanged(obj)
         _setattribute(obj, "_p_serial", self.transaction_serial)
         outer, self._changed_blindly = self._changed_blindly, obj
         try:
@@ -436,7 +442,7 @@ class Connection(ConnectionBase, Generic[R]):
         commit() stores it all.
         """
         self._check_unnoted()
-        if not (self._is_changed_by_program or self._view.is_writable):
+        if not (self._is_changed_by_program or self._may_write):
             self._changes.roll_back()  # what upgrades have changed, and cannot be stored here
         result = self._store() if self._changes else None
         self._begin(result)

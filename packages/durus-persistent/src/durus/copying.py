@@ -62,6 +62,8 @@ class _Copies:
 
 def copy_subgraph(obj: P) -> P:
     """A new object like `obj`, and new ones like all that it leads to; none has a connection."""
+    if not isinstance(obj, PersistentObject):
+        raise TypeError(f"what is copied with all that it leads to is persistent, and not {obj!r}")
     copies = _Copies()
     copies.number(obj)
     while copies.todo:

@@ -19,7 +19,7 @@ from durus.changes import Savepoint
 from durus.classic import as_storage
 from durus.classic_storage import Storage as ClassicStorage
 from durus.connection import Connection, R
-from durus.error import ReadOnlyError, TransactionEndedError, TransactionInUseError
+from durus.error import TransactionEndedError, TransactionInUseError
 from durus.interfaces import HistoryStorage, Oid, Revision, Storage, Tid
 from durus.persistent import PersistentObject
 from durus.times import When
@@ -54,6 +54,7 @@ class PooledConnection(Connection[R]):
             strict=database.strict,
         )
         self.cache.size_bytes_max = database.cache_bytes
+        self._changes.roll_back()  # what an upgrade of the root has changed: nobody would check it
         self._view.rest()
         self._is_idle = True
 
@@ -68,7 +69,7 @@ class PooledConnection(Connection[R]):
 
     @property
     def _is_readonly(self) -> bool:
-        return self.database.readonly
+        return self.database.readonly or self._is_past
 
     def __repr__(self) -> str:
         return repr(self.database if self._session is None else self._session)
@@ -102,7 +103,7 @@ class PooledConnection(Connection[R]):
         with self.used(session):
             self.user, self.note = user, note
             self._check_unnoted()
-            if self.database.readonly:
+            if not self._is_changed_by_program and not session._may_write:
                 self._changes.roll_back()  # what upgrades have changed
             result = self._store() if self._changes else None
             if result is None:
@@ -180,13 +181,9 @@ class PooledConnection(Connection[R]):
         finally:
             self._in_use.release()
 
-    def _may_change(self, obj: PersistentObject) -> bool:
-        try:
-            if self._session is not None:
-                self._session._check_may_change(obj)
-        except ReadOnlyError:
-            return False
-        return True
+    @property
+    def _may_write(self) -> bool:
+        return self._session._may_write if self._session is not None else not self._is_readonly
 
     def load_state(self, obj: PersistentObject) -> None:
         self._enter(obj)

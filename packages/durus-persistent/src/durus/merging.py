@@ -23,7 +23,8 @@ from durus.interfaces import (
     Transaction,
 )
 from durus.mergeable import Mergeable
-from durus.schema_versions import take_version, version_of
+from durus.persistent import PersistentBase
+from durus.schema_versions import VERSION_KEY, take_version, version_of
 from durus.serialize import ObjectWriter
 
 if TYPE_CHECKING:
@@ -104,12 +105,19 @@ def _merge(
     states = [connection.reader.read_state(record, obj) for record in (old, committed, mine)]
     if any(take_version(state) != version_of(type(obj)) for state in states):
         raise NotImplementedError  # upgrades are for objects, not for states
+    changed = len(connection.changed)
     state = obj._p_resolve_conflict(*states)
+    if len(connection.changed) > changed:
+        raise UnstorableError(
+            f"the _p_resolve_conflict of <{obj._p_identity()}> has changed objects, which a commit "
+            "that is under way cannot store: it may only look at the states"
+        )
     if type(state) is not type(states[-1]):
         raise UnstorableError(
             f"_p_resolve_conflict of <{obj._p_identity()}> returned {type(state)}, and no "
             f"{type(states[-1])}, as the states are"
         )
+    _check_loadable(obj, state)
     known = len(writer.new_objects)
     record = writer.make_record(obj, state)
     if len(writer.new_objects) > known:
@@ -118,3 +126,15 @@ def _merge(
             "may only use those that are in the states"
         )
     return record
+
+
+def _check_loadable(obj: Mergeable, state: Any) -> None:
+    """UnstorableError if the object could not be loaded from this state."""
+    try:
+        if isinstance(state, dict) and VERSION_KEY in state:
+            raise ValueError(f"the key {VERSION_KEY!r} is not its own")
+        PersistentBase.__new__(type(obj)).__setstate__(state)
+    except Exception as error:
+        raise UnstorableError(
+            f"_p_resolve_conflict of <{obj._p_identity()}> returned what cannot be loaded: {error}"
+        ) from error

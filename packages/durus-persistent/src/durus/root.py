@@ -34,7 +34,8 @@ def open_root(connection: "Connection[Any]", root_class: type[Any] | None) -> An
     if cls is not None and type(root) is not cls:
         raise WrongClassError(
             f"the root of {connection.storage} is a {type(root).__module__}."
-            f"{type(root).__qualname__}, not a {cls.__module__}.{cls.__qualname__}"
+            f"{type(root).__qualname__}, not a {cls.__module__}.{cls.__qualname__}; if that is its "
+            "new name, aliases= says so"
         )
     return root
 

@@ -44,8 +44,9 @@ def upgrade(cls: type[P], to: int) -> Callable[[Callable[[P], None]], Callable[[
     The module that declares upgrades must be imported before objects are loaded: a state of a
     version that is not known raises ObjectError.
 
-    Raises ValueError when `to` was declared already or is less than 2; when an object is loaded,
-    ObjectError if a version in between was not declared.
+    Raises ValueError when `to` was declared already or is less than 2, TypeError when it is no
+    number or the class is not persistent; when an object is loaded, ObjectError if a version in
+    between was not declared.
     """
 
     def register(function: Callable[[P], None]) -> Callable[[P], None]:

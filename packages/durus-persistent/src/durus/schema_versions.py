@@ -5,6 +5,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from durus.error import ObjectError
+from durus.persistent import PersistentObject
 
 __all__ = ["VERSION_KEY", "declare", "has_upgrades", "take_version", "upgrades_since", "version_of"]
 
@@ -23,7 +24,11 @@ def has_upgrades() -> bool:
 
 
 def declare(cls: type, to: int, upgrade: _Upgrade) -> None:
-    """Declare an upgrade; ValueError."""
+    """Declare an upgrade; ValueError and TypeError."""
+    if type(to) is not int:
+        raise TypeError(f"an upgrade leads to a version, which is a number, and not to {to!r}")
+    if not (isinstance(cls, type) and issubclass(cls, PersistentObject)):
+        raise TypeError(f"upgrades are for persistent classes, and {cls!r} is none")
     steps = _declared.setdefault(cls, {})
     if to < 2 or to in steps:
         was = "is declared already" if to in steps else "is none: they begin with 2"

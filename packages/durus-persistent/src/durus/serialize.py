@@ -197,7 +197,7 @@ class ObjectWriter:
                 f"{owner} of {self.connection!r} refers to <{obj._p_identity()}> of "
                 f"{obj._p_connection!r}: a connection stores its own objects only.  Take its "
                 "instance of the object, with get(), or store a copy of the object and of all that "
-                "it leads to, which durus.copying.copy_subgraph makes"
+                "it leads to, which copy() of a transaction makes, or durus.copying.copy_subgraph"
             )
         oid = obj._p_oid
         assert oid is not None

@@ -95,6 +95,11 @@ class Session(Generic[R]):
             assert obj._p_oid is not None
             return connection.get(obj._p_oid, type(obj))
 
+    @property
+    def _may_write(self) -> bool:
+        """Whether a change can be stored."""
+        raise NotImplementedError
+
     def _check_may_change(self, obj: PersistentObject) -> None:
         raise NotImplementedError
 
@@ -175,6 +180,10 @@ class Snapshot(Session[R]):
         else:  # goes on, whatever the block has changed in place
             self._is_over = True
             self._give_up()
+
+    @property
+    def _may_write(self) -> bool:
+        return False
 
     def _check_may_change(self, obj: PersistentObject) -> None:
         raise ReadOnlyError(
@@ -365,12 +374,20 @@ class Transaction(Session[R]):
         if not self._has_conflicted:
             super().__del__()
 
+    @property
+    def _open_outer(self) -> "Transaction[Any] | None":
+        return next((found for ref in self._outer if (found := ref()) and found._is_open), None)
+
+    @property
+    def _may_write(self) -> bool:
+        return not self.database.readonly and self._open_outer is None
+
     def _check_may_change(self, obj: PersistentObject) -> None:
         if self.database.readonly:
             raise ReadOnlyError(
                 f"<{obj._p_identity()}> cannot be changed: {self.database} is open read-only"
             )
-        outer = next((found for ref in self._outer if (found := ref()) and found._is_open), None)
+        outer = self._open_outer
         if outer is not None:
             raise NestedTransactionError(
                 f"<{obj._p_identity()}> cannot be changed in {self}: {outer} is open in the same "

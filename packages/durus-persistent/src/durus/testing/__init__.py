@@ -1,8 +1,12 @@
-"""For the tests of storages and applications; needs pytest (`durus-persistent[testing]`).
+"""For the tests of storages and applications.
 
-`durus.testing.storage_contract` holds what every storage must pass.
+`durus.testing.databases` has databases for tests; `durus.testing.fixtures` those for pytest
+(`durus-persistent[testing]`); `durus.testing.storage_contract` what every storage must pass.
 """
 
-import pytest
+import sys
 
-pytest.register_assert_rewrite("durus.testing.storage_contract")
+from durus import _guard as _guard
+
+if "pytest" in sys.modules:
+    sys.modules["pytest"].register_assert_rewrite("durus.testing.storage_contract")
