@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from durus.backup import backup, restore, verify_backup
-from durus.error import StorageError
+from durus.error import DurusError, StorageError
 from durus.file_storage import FileStorage
 from durus.interfaces import ROOT_OID, Tid
 from durus.log_verify import verify_file
@@ -128,7 +128,7 @@ def states(machine: Machine) -> Iterator[tuple[int, State]]:
 def find_violation(state: State, made: Tid, restored: set[str], tids: dict[str, Tid]) -> str:
     try:
         check(state.mount(), made, restored, tids)
-    except (AssertionError, StorageError) as error:
+    except (AssertionError, DurusError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 

@@ -517,7 +517,15 @@ def interrupted_at(count: int) -> Iterator[list[int]]:
         sys.settrace(None)
 
 
-WATCHED: Final = ("session.py", "database.py", "database_connection.py", "connection.py", "view.py")
+WATCHED: Final = (
+    "session.py",
+    "database.py",
+    "database_connection.py",
+    "connection.py",
+    "view.py",
+    "changes.py",
+    "serialize.py",
+)
 
 
 def pay(db: Database[Bank]) -> None:
@@ -542,6 +550,15 @@ def pay_and_abort(db: Database[Bank]) -> None:
         tx.abort()
 
 
+def pay_after_a_savepoint(db: Database[Bank]) -> None:
+    with (tx := db.transaction()) as bank:
+        savepoint = tx.savepoint()
+        bank.bob.balance = 77
+        tx.savepoint()
+        savepoint.rollback()
+        deposit(bank)
+
+
 def look(db: Database[Bank]) -> None:
     with db.snapshot() as bank:
         assert balances(bank)
@@ -563,7 +580,9 @@ def little_to_collect() -> Iterator[None]:
 
 @pytest.mark.usefixtures("little_to_collect")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("call", [pay, pay_explicitly, pay_and_abort, look, look_back])
+@pytest.mark.parametrize(
+    "call", [pay, pay_explicitly, pay_and_abort, pay_after_a_savepoint, look, look_back]
+)
 def test_an_interrupt_at_any_moment_leaves_the_pool_as_it_should_be(
     call: Callable[[Database[Bank]], None],
 ) -> None:

@@ -1,7 +1,9 @@
 """MemoryStorage beyond the contract, and the classic calls on it."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,16 @@ from durus.error import (
     StorageClosedError,
     WriteConflictError,
 )
-from durus.interfaces import CHANGES_MAX, ROOT_OID, CommitResult, Oid, Progress, Tid, Transaction
+from durus.interfaces import (
+    CHANGES_MAX,
+    ROOT_OID,
+    CommitResult,
+    Oid,
+    Progress,
+    Record,
+    Tid,
+    Transaction,
+)
 from durus.record import pack_record, record_from_classic, record_to_classic
 from durus.storage import MemoryStorage
 from durus.testing.storage_contract import commit, create, make_record, value_of
@@ -35,6 +46,54 @@ def classic_value(storage: MemoryStorage, oid: Oid) -> object:
 @pytest.fixture
 def storage() -> MemoryStorage:
     return MemoryStorage()
+
+
+# Commits that do not come to their end.
+
+
+class InterruptedWrites(dict[Oid, Record]):
+    """Ctrl-C when the first of them is stored."""
+
+    def items(self) -> Any:
+        yield next(iter(super().items()))
+        raise KeyboardInterrupt
+
+
+def test_nothing_is_left_of_a_commit_that_an_interrupt_ended(storage: MemoryStorage) -> None:
+    (a,) = create(storage, 1)
+    before = storage.tid
+    changed, created = InterruptedWrites({a: make_record(1)}), storage.reserve_oids(1)[0]
+    new = InterruptedWrites({created: make_record(2)})
+    for writes, oids in ((changed, ()), (new, (created,))):
+        with pytest.raises(KeyboardInterrupt):
+            commit(storage, writes, created=oids)
+        assert storage.tid == before
+        assert [value_of(revision.record) for revision in storage.revisions(a)] == [0]
+    with pytest.raises(DurusKeyError):
+        list(storage.revisions(created))
+    commit(storage, {ROOT_OID: make_record(3, [a])})
+    assert classic_value(storage, a) == 0
+    commit(storage, {created: make_record(4)}, created=[created])
+    assert classic_value(storage, created) == 4
+    assert len(list(storage.transactions())) == 4
+
+
+def test_a_forked_child_goes_on_though_another_thread_was_committing(
+    storage: MemoryStorage,
+) -> None:
+    (a,) = create(storage, 1)
+    with pytest.raises(KeyboardInterrupt):
+        commit(storage, InterruptedWrites({a: make_record(1)}))
+    with storage._lock:
+        child = os.fork()
+        if not child:
+            try:
+                commit(storage, {ROOT_OID: make_record(2, [a])})
+                assert classic_value(storage, a) == 0
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # Pack and what it forgets.

@@ -166,9 +166,10 @@ class Changes:
             raise UnstorableError("commit() was called by a __getstate__, in the middle of another")
         connection = self._connection
         connection._view.check_process()
-        writer = self._writer = ObjectWriter(connection, connection.reader.policy)
+        writer = ObjectWriter(connection, connection.reader.policy)
         upload = ChunkUpload(connection._view, connection.user)
         try:
+            self._writer = writer
             made = self._make_records(writer, objects)
             chunks = [obj for obj in writer.new_objects if isinstance(obj, BlobChunk)]
             rest = upload.store(chunks, writer.make_record)
@@ -278,25 +279,28 @@ class Changes:
                 if obj_saved is not None:
                     changed.setdefault(oid, obj_saved)
                 if before is None:
-                    del view.saved[oid]
+                    view.saved.pop(oid, None)
                 else:
                     view.saved[oid] = before
-        del self._steps[count:]
-        self.changed.clear()
         for obj in changed.values():
             if id(obj) not in created:
                 obj._p_set_status_ghost()
         spare: list[Oid] = []
         ahead = {oid for step in steps for oid in step.stored_ahead}
         for obj in created.values():
-            oid = cast(Oid, obj._p_oid)
+            if obj._p_oid is None:
+                continue
+            oid = obj._p_oid
             connection.cache.forget(oid, obj)
             obj._p_set_status_unsaved()
-            _setattribute(obj, "_p_oid", None)
             _setattribute(obj, "_p_connection", None)
             _setattribute(obj, "_p_tid", None)
+            _setattribute(obj, "_p_oid", None)
             if oid not in ahead:
                 spare.append(oid)
+        # Last, so that after an interrupt in here the next call does all of it.
+        self.changed.clear()
+        del self._steps[count:]
         connection._spare_oids.extend(reversed(spare))
         if connection._guard is not None:
             connection._guard.take_back()

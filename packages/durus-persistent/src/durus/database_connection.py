@@ -7,8 +7,10 @@ loaded, and holds no snapshot.  Invariants:
       that the first touch comes here, and is refused.
     * Two threads that come here at the same moment are refused; one after the other may.
     * Only the session that a connection serves ends that: it was given away at most once.
+    * After an interrupt (Ctrl-C) in the middle of its work a connection serves no other session.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +44,7 @@ class PooledConnection(Connection[R]):
         self._packs = database._packs
         self._session: Session[Any] | None = None
         self._is_idle = False
+        self._was_interrupted = False
         self._in_use = threading.RLock()
         root_class: Any = database.root_class
         super().__init__(
@@ -79,7 +82,6 @@ class PooledConnection(Connection[R]):
     def begin_for(self, session: "Session[Any]") -> None:
         """Begin with what is newest."""
         self._in_use = threading.RLock()  # an interrupt may have left the old one with a thread
-        self._loading.clear()  # or an object in here
         self._begin()
         self._session = session
         self._is_idle = False
@@ -95,7 +97,8 @@ class PooledConnection(Connection[R]):
         What a pack has removed shall not look as if it were still there.  In a strict database
         none is used again, so that objects which a program keeps never become usable again.
         """
-        is_over = self._is_past or self._view.is_closed or self.database.strict
+        is_over = self._is_past or self._view.is_closed or self._was_interrupted
+        is_over |= self.database.strict
         return not is_over and self._packs == self.database._packs
 
     def commit_and_rest(self, session: "Session[Any]", user: str, note: str) -> Tid | None:
@@ -143,7 +146,7 @@ class PooledConnection(Connection[R]):
         try:
             yield
         finally:
-            self._in_use.release()
+            self._leave()
 
     def _enter(self, user: "PersistentObject | Session[Any]") -> None:
         if not self._in_use.acquire(blocking=False):
@@ -163,13 +166,20 @@ class PooledConnection(Connection[R]):
             self._in_use.release()
             raise TransactionEndedError(f"{user} has ended; begin another one")
 
+    def _leave(self) -> None:
+        """Called in a `finally`."""
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, Exception):
+            self._was_interrupted = True
+        self._in_use.release()
+
     def note_access(self, obj: PersistentObject) -> None:
         self._enter(obj)
         try:
             self.database._check_open()
             super().note_access(obj)
         finally:
-            self._in_use.release()
+            self._leave()
 
     def note_change(self, obj: PersistentObject) -> None:
         self._enter(obj)
@@ -179,7 +189,7 @@ class PooledConnection(Connection[R]):
                 self._session._check_may_change(obj)
             super().note_change(obj)
         finally:
-            self._in_use.release()
+            self._leave()
 
     @property
     def _may_write(self) -> bool:
@@ -191,7 +201,7 @@ class PooledConnection(Connection[R]):
             super().load_state(obj)
             self._trim_cache()
         finally:
-            self._in_use.release()
+            self._leave()
 
     def savepoint(self) -> Savepoint:
         savepoint = super().savepoint()
@@ -220,4 +230,4 @@ class PooledConnection(Connection[R]):
             with super().changing_blindly(obj):
                 yield
         finally:
-            self._in_use.release()
+            self._leave()

@@ -3,11 +3,13 @@
 Programs import it from `durus.storage`.
 """
 
+import os
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
+from weakref import WeakSet
 
 from durus import interfaces
 from durus.classic_storage import ClassicCalls
@@ -93,7 +95,10 @@ class MemoryStorage(ClassicCalls):
         self._forgotten_tid = NO_TID
         """Pack dropped the transactions up to this one, so changes since before are unknown."""
         self._next_oid = 0
+        self._unfinished: Collection[Oid] = ()
+        """What the last commit has written, which an interrupt may have ended in the middle."""
         self._closed = False
+        _storages.add(self)
 
     @property
     def tid(self) -> Tid:
@@ -106,6 +111,7 @@ class MemoryStorage(ClassicCalls):
     def snapshot(self, at: Tid | None = None) -> interfaces.Snapshot:
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             if at is None or at >= self._tid:
                 return self._snapshot_of(self._tid)
             if at < self._horizon:
@@ -124,6 +130,7 @@ class MemoryStorage(ClassicCalls):
         writes, created = transaction.writes, transaction.created
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             since = transaction.snapshot_tid
             written = self._written(since, self._tid)
             if written is None:  # a pack and very many changes came in between
@@ -141,6 +148,7 @@ class MemoryStorage(ClassicCalls):
             # Oids need not come from reserve_oids(): a connection just takes that of the root.
             self._next_oid = max(self._next_oid, int.from_bytes(max(writes)) + 1)
             tid = Tid(max(time.time_ns(), self._tid + 1))
+            self._unfinished = writes.keys()
             for oid, record in writes.items():
                 self._revisions.setdefault(oid, []).append(Revision(tid, record))
             self._transactions.append(
@@ -154,11 +162,13 @@ class MemoryStorage(ClassicCalls):
                 )
             )
             self._tid = tid  # last: this is what makes the transaction visible
+            self._unfinished = ()
             return CommitResult(tid, _limit(written))
 
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             return _limit(self._written(since, until))
 
     def _find_existing(self, oids: Collection[Oid]) -> set[Oid]:
@@ -178,6 +188,7 @@ class MemoryStorage(ClassicCalls):
             raise ValueError(f"{count} oids cannot be reserved")
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             first = self._next_oid
             self._next_oid += count
         return [Oid(number.to_bytes(8)) for number in range(first, first + count)]
@@ -187,6 +198,7 @@ class MemoryStorage(ClassicCalls):
     ) -> Iterator[CommittedTransaction]:
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             start = max(self._horizon, NO_TID if start is None else start)
             return iter(
                 [t for t in self._transactions if t.tid >= start and (stop is None or t.tid < stop)]
@@ -195,6 +207,7 @@ class MemoryStorage(ClassicCalls):
     def revisions(self, oid: Oid) -> Iterator[Revision]:
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             if oid not in self._revisions:
                 raise DurusKeyError(oid)
             return iter(self._revisions[oid][::-1])
@@ -202,6 +215,7 @@ class MemoryStorage(ClassicCalls):
     def find(self, transaction_id: int) -> Tid | None:
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             return next((t.tid for t in self._transactions if t.id == transaction_id), None)
 
     def pack(
@@ -220,6 +234,7 @@ class MemoryStorage(ClassicCalls):
         keep = None if keep is None else tid_at(keep)
         with self._lock:
             self._check_open()
+            self._take_back_unfinished()
             if not self._find_existing([ROOT_OID]):
                 return
             count = len(self._transactions)
@@ -262,6 +277,18 @@ class MemoryStorage(ClassicCalls):
         if self._closed:
             raise StorageClosedError(f"{self} is closed; what it held is gone")
 
+    def _take_back_unfinished(self) -> None:
+        """Remove what an interrupt, or a fork, has left of a commit; the lock is held."""
+        for oid in self._unfinished:
+            revisions = self._revisions.get(oid, [])
+            while revisions and revisions[-1].tid > self._tid:
+                revisions.pop()
+            if not revisions:
+                self._revisions.pop(oid, None)
+        while self._transactions and self._transactions[-1].tid > self._tid:
+            self._transactions.pop()
+        self._unfinished = ()
+
 
 def _limit(oids: set[Oid] | None) -> frozenset[Oid] | None:
     return None if oids is None or len(oids) > CHANGES_MAX else frozenset(oids)
@@ -274,3 +301,16 @@ def open_memory(uri: str, *, readonly: bool, create: bool) -> MemoryStorage:
             uri, "a storage in memory is always a new one: open it with create, and not read-only"
         )
     return MemoryStorage()
+
+
+_storages: "WeakSet[MemoryStorage]" = WeakSet()
+
+
+def _begin_in_child() -> None:
+    """After a fork nobody gives back the lock that another thread had."""
+    for storage in _storages:
+        storage._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)

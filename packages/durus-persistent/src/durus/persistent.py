@@ -254,9 +254,10 @@ class PersistentObject(PersistentBase):
         return format_oid(oid.encode("latin1") if isinstance(oid, str) else oid)
 
     def _p_set_status_ghost(self) -> None:
-        PersistentObject.__setstate__(self, None)  # not what an application has made of it
+        # First, so that an interrupt in here leaves nothing that is empty and counts as loaded.
         _setattribute(self, "_p_status", GHOST)
         _setattribute(self, "_p_serial", 0)
+        PersistentObject.__setstate__(self, None)  # not what an application has made of it
 
     def _p_set_status_saved(self) -> None:
         _setattribute(self, "_p_status", SAVED)

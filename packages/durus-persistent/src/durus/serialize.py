@@ -405,9 +405,9 @@ class ObjectReader:
         self.load_count += 1
         state = self.read_state(record, obj)
         version = take_version(state)
-        # Not a ghost meanwhile, so that a __setstate__ of the application may use the object.
-        _setattribute(obj, "_p_status", UNSAVED)
         try:
+            # No ghost meanwhile, so that a __setstate__ of the application may use the object.
+            _setattribute(obj, "_p_status", UNSAVED)
             obj.__setstate__(state)
         except AttributeError as error:  # which hasattr(obj, name) would take for an answer
             raise ObjectError(f"<{obj._p_identity()}> cannot take its state: {error}") from error

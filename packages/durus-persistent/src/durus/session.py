@@ -122,7 +122,11 @@ class Session(Generic[R]):
                 self._end()
 
     def __enter__(self) -> R:
-        return self.root
+        try:
+            return self.root
+        except BaseException:  # an interrupt: nobody will call __exit__
+            self._give_up()
+            raise
 
     def __del__(self) -> None:
         if self._connection is not None:
