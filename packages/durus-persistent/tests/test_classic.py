@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -707,6 +707,32 @@ def test_an_adapter_keeps_nothing_alive_when_it_is_not_in_use() -> None:
 def test_what_is_no_storage_is_refused(other: object) -> None:
     with pytest.raises(TypeError, match=r"is no storage: expected .*durus\.storage\.Storage"):
         as_storage(other)
+
+
+def test_an_interrupt_just_after_the_commit_hides_it_from_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapter = as_storage(SharedStorage())
+    assert isinstance(adapter, ClassicAdapter)
+    first, second = Connection(adapter.classic), Connection(adapter.classic)
+    assert not second.root
+    first.root["a"] = 1
+    note = adapter._note_changes
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupt_once(oids: Collection[Oid]) -> None:
+        for interrupt in interrupts:
+            raise interrupt
+        note(oids)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter, "_note_changes", interrupt_once)
+        with pytest.raises(KeyboardInterrupt):
+            first.commit()
+    second.abort()
+    assert second.root["a"] == 1
+    first.abort()
+    assert first.root["a"] == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

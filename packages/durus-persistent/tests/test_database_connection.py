@@ -16,6 +16,7 @@ import pytest
 
 import durus.session
 from durus.database import Database
+from durus.database_connection import PooledConnection
 from durus.error import (
     StorageError,
     TransactionEndedError,
@@ -633,3 +634,23 @@ def test_an_abort_that_is_interrupted_ends_the_transaction(
     assert not storage.snapshots
     db.run(deposit)
     assert db.run(balances) == [11, 1, 1]
+
+
+def test_a_block_whose_abort_is_interrupted_hinders_no_later_transaction(
+    db: Database[Bank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def fail() -> None:
+        with db.transaction() as bank:
+            deposit(bank)
+            raise ValueError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PooledConnection, "abort_and_rest", interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:  # which holds the frames, as a shell does
+            fail()
+    db.run(deposit)
+    assert db.run(balances) == [11, 1, 1]
+    assert caught.value

@@ -212,10 +212,14 @@ class ClassicAdapter:
                 raise CommitOutcomeUnknownError(
                     transaction.id, f"{type(error).__name__}: {error}"
                 ) from error
-            self._reserved -= writes.keys()
-            self._note_changes(reported)
-            changed = self._changes(since, self._tid)
-            self._note_changes(writes.keys())
+            try:
+                self._reserved -= writes.keys()
+                self._note_changes(reported)
+                changed = self._changes(since, self._tid)
+                self._note_changes(writes.keys())
+            except BaseException:  # an interrupt: it is stored, and all shall hear of it
+                self._doubt(transaction, reported)
+                raise
             return CommitResult(self._tid, changed)
 
     def pack(self) -> None:

@@ -23,6 +23,7 @@ from durus.error import (
     NestedTransactionError,
     ReadOnlyError,
     TransactionEndedError,
+    TransactionInUseError,
 )
 from durus.interfaces import Tid
 from durus.logger import logger
@@ -129,7 +130,7 @@ class Session(Generic[R]):
             raise
 
     def __del__(self) -> None:
-        if self._connection is not None:
+        if self._connection is not None and not self._is_over:
             warnings.warn(
                 f"{self} was neither committed nor aborted nor closed",
                 ResourceWarning,
@@ -270,7 +271,7 @@ class Transaction(Session[R]):
         """Whether it may still commit; that of a process before a fork may not."""
         connection = self._connection
         may_commit = connection is not None and not connection._view.is_inherited
-        return may_commit and not self._has_conflicted
+        return may_commit and not self._has_conflicted and not self._is_over
 
     def commit(self) -> Tid | None:
         """Store all changes, as a whole and durably, and end.
@@ -321,10 +322,14 @@ class Transaction(Session[R]):
 
     def abort(self) -> None:
         """Give up all changes, and end; no error if it has ended already."""
+        self._is_over = True  # whatever interrupts what follows
         if self._connection is not None:
-            self._give_up()
+            try:
+                self._give_up()
+            except TransactionInUseError:
+                self._is_over = False
+                raise
             self.database._statistics.note_abort()
-        self._is_over = True
 
     def savepoint(self) -> Savepoint:
         """A state of this transaction that its `rollback()` goes back to; they can be nested.
