@@ -1083,3 +1083,21 @@ def test_a_forked_child_uses_no_oids_that_its_parent_had_reserved() -> None:
         return connection.new_oid().hex()
 
     assert run_forked(next_oid) != connection.new_oid().hex()
+
+
+def test_an_interrupt_while_an_object_is_emptied_leaves_a_ghost(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.root["a"] = 1
+    connection.commit()
+    set_state = PersistentObject.__setstate__
+
+    def interrupt(obj: PersistentObject, state: Any) -> None:
+        set_state(obj, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PersistentObject, "__setstate__", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            connection.root._p_set_status_ghost()
+    assert connection.root["a"] == 1
