@@ -28,7 +28,7 @@ from durus.file_storage import FileStorage
 from durus.interfaces import CommitResult, HistoryStorage, PackableStorage, Tid
 from durus.interfaces import Transaction as StoredTransaction
 from tests.serializability import Attempt, Rollback, Savepoint, Undo
-from tests.transaction_steps import Mark, Root, choose_step
+from tests.transaction_steps import ChangeInside, Mark, Root, choose_step
 
 __all__ = [
     "Witness",
@@ -176,8 +176,13 @@ class Worker:
         attempt.ended_ns = time.monotonic_ns()
 
     def _undo(self) -> Iterator[None]:
-        """Undo one of its last transactions, if nobody has changed the same since."""
+        """Undo one of its last transactions, if nobody has changed the same since.
+
+        None that has changed only what is inside of a tree: it can be undone when the tree leads
+        there no more, and of such objects the model knows nothing.
+        """
         own = [attempt for attempt in self.attempts if attempt.tid is not None][-3:]
+        own = [a for a in own if not any(isinstance(step, ChangeInside) for step, _ in a.steps)]
         if not own:
             return
         undone = self._choose.choice(own)

@@ -15,7 +15,7 @@ from durus.persistent_dict import PersistentDict
 from durus.persistent_queue import PersistentQueue
 from tests.serializability import State, Step
 
-__all__ = ["INITIAL", "Mark", "Root", "choose_step", "state_of"]
+__all__ = ["INITIAL", "ChangeInside", "Mark", "Root", "choose_step", "state_of"]
 
 CELLS = 6
 KEYS = 16
