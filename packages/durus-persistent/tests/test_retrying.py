@@ -287,6 +287,26 @@ def test_values_and_oids_are_results(db: Database[Bank]) -> None:
 # on_commit
 
 
+def test_an_interrupt_in_a_call_after_the_commit_loses_neither_calls_nor_errors(
+    db: Database[Bank], caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def fail(error: BaseException) -> NoReturn:
+        raise error
+
+    tx = db.transaction()
+    deposit(tx.root)
+    tx.on_commit(lambda: fail(ZeroDivisionError("first")))
+    tx.on_commit(lambda: fail(KeyboardInterrupt()))
+    tx.on_commit(lambda: calls.append(1))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tx.commit()
+    assert calls == [1]
+    assert f"transaction {tx.tid} is stored" in caught.value.__notes__[0]
+    assert "ZeroDivisionError: first" in caplog.text
+
+
 def test_calls_after_the_commit_are_made_once_and_for_no_other_attempt(
     db: Database[Bank], pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -305,7 +305,9 @@ class Database(Generic[R]):
         """The transactions after `since`, oldest first: for caches and indexes outside.
 
         timeout_s: so long it waits for another one before it ends; None for ever.
-        HistoryUnavailableError when a pack has dropped some.
+        Of what a pack has forgotten comes one transaction in the place of all: the last of them,
+        with the oids of all that they wrote and that is still there.  HistoryUnavailableError when
+        that is not known any more.
         """
         return follow(self._history, since, timeout_s=timeout_s)
 

@@ -311,12 +311,12 @@ class Transaction(Session[R]):
         for call in self._calls:
             try:
                 call()
-            except Exception as error:
+            except BaseException as error:
                 error.add_note(f"raised by an on_commit call; transaction {self._tid} is stored")
-                if failed is None:
-                    failed = error
-                else:
-                    logger.log(logging.ERROR, "an on_commit call failed", exc_info=error)
+                is_first = failed is None or not isinstance(error, Exception)  # an interrupt is
+                failed, other = (error, failed) if is_first else (failed, error)
+                if other is not None:
+                    logger.log(logging.ERROR, "an on_commit call failed", exc_info=other)
         if failed is not None:
             raise failed
 
