@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from durus.btree import BNode, BNode4, BNode8, BNode16, BTree
-from durus.error import DurusKeyError, EmptyTreeError, KeyOrderError
+from durus.connection import Connection
+from durus.error import DurusKeyError, EmptyTreeError, KeyOrderError, UndoError
 from durus.interfaces import Oid
 from durus.persistent import ConnectionBase, PersistentObject
+from durus.storage import MemoryStorage
 
 Tree = BTree[Any, Any]
 
@@ -577,15 +579,32 @@ def test_a_deletion_from_a_large_leaf_changes_the_leaf_alone() -> None:
     assert connection.changed == [tree.root.nodes[1]]
 
 
-def test_a_merge_of_the_last_two_nodes_changes_the_root_alone() -> None:
+def test_a_merge_of_the_last_two_nodes_changes_the_root_and_those_that_go() -> None:
     tree = make_tree([1, 2, 3, 4])
     del tree[4]
     connection = save(tree)
     root = tree.root
+    nodes = root.nodes
+    assert nodes is not None
     del tree[2]
     assert tree.root is root
     assert items_of(root) == [1, 3]
-    assert connection.changed == [root]
+    assert connection.changed == [root, *nodes]
+
+
+def test_no_undo_of_what_was_done_in_a_node_that_has_gone_is_without_effect() -> None:
+    connection = Connection(MemoryStorage())
+    connection.root["tree"] = tree = make_tree([1, 2, 3, 4, 5])
+    connection.commit()
+    del tree[5]
+    deleted = connection.commit()
+    assert deleted is not None
+    for key in (4, 3):  # until the node in which 5 was has gone
+        del tree[key]
+        connection.commit()
+    with pytest.raises(UndoError, match="changed later"):
+        connection.undo(deleted)
+    assert list(tree) == [1, 2]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -599,7 +618,9 @@ def test_the_nodes_that_change_are_noted_and_no_others(seed: int) -> None:
             del tree[key]
         else:
             tree.add(key)
-        changed = {obj._p_oid for obj, parts in before if parts_of(obj) != parts}
+        kept = {id(node) for node in nodes_of(tree.root)}
+        gone = {obj._p_oid for obj, _ in before if obj is not tree and id(obj) not in kept}
+        changed = gone | {obj._p_oid for obj, parts in before if parts_of(obj) != parts}
         assert {obj._p_oid for obj in connection.changed} == changed
     check_invariants(tree)
 

@@ -285,14 +285,14 @@ class BNode(PersistentObject, Generic[K, V]):
         """
         assert self.nodes is not None
         lower, upper = self.nodes[position : position + 2]
-        assert lower.is_leaf() == upper.is_leaf()
         items = [*lower.items, self.items[position], *upper.items]
         nodes = None if lower.nodes is None else [*lower.nodes, *(upper.nodes or ())]
-        self._p_note_change()
+        # A node that goes counts as changed: else an undo of what was done in it would be accepted,
+        # and have no effect on the tree.
+        self._note_changes(lower, upper)
         if len(self.items) == 1:
             self.items, self.nodes = items, nodes
             return self
-        lower._p_note_change()
         del self.items[position]
         del self.nodes[position + 1]
         lower.items, lower.nodes = items, nodes
