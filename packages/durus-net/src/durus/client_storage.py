@@ -155,7 +155,7 @@ class ClientStorage(Storage):
         if self._is_closed:
             return
         self._is_closed = True
-        if not self._lost_because and os.getpid() == self._pid:
+        if not self.is_cut_off:
             with suppress(OSError):
                 write(self.s, protocol1.BYE)
         self._socket.close()

@@ -1,6 +1,5 @@
 """Any storage as one of the new interface: itself, or the one adapter of a classic storage."""
 
-import os
 import threading
 from typing import Final, cast
 from weakref import WeakValueDictionary
@@ -8,12 +7,29 @@ from weakref import WeakValueDictionary
 from durus import interfaces
 from durus.classic_adapter import ClassicAdapter
 from durus.classic_storage import ClassicCalls, Storage
+from durus.fork_locks import renew_lock_in_children
 
 __all__ = ["ClassicAdapter", "as_storage"]
 
-_adapters: WeakValueDictionary[int, ClassicAdapter] = WeakValueDictionary()
-"""By id of the storage, which an adapter keeps alive."""
-_adapters_lock = threading.Lock()
+
+class _Adapters:
+    """The one adapter of each classic storage, while it is in use."""
+
+    def __init__(self) -> None:
+        self._by_id: WeakValueDictionary[int, ClassicAdapter] = WeakValueDictionary()
+        """By id of the storage, which an adapter keeps alive."""
+        self._lock = threading.Lock()
+        renew_lock_in_children(self)
+
+    def adapter_of(self, storage: Storage) -> ClassicAdapter:
+        with self._lock:
+            adapter = self._by_id.get(id(storage))
+            if adapter is None:
+                adapter = self._by_id[id(storage)] = ClassicAdapter(storage)
+            return adapter
+
+
+_adapters = _Adapters()
 
 _CLASSIC_CALLS: Final = ("load", "bulk_load", "begin", "store", "end", "sync", "new_oid")
 
@@ -41,20 +57,4 @@ def as_storage(storage: object) -> interfaces.Storage:
             f"{storage!r} is no storage: expected one that implements durus.interfaces.Storage, "
             "or an instance of a subclass of durus.storage.Storage"
         )
-    with _adapters_lock:
-        adapter = _adapters.get(id(storage))
-        if adapter is None:
-            adapter = _adapters[id(storage)] = ClassicAdapter(storage)
-        return adapter
-
-
-def _begin_in_child() -> None:
-    """After a fork nobody gives back the locks that other threads had."""
-    global _adapters_lock
-    _adapters_lock = threading.Lock()
-    for adapter in _adapters.values():
-        adapter._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_child)
+    return _adapters.adapter_of(storage)

@@ -31,6 +31,7 @@ from durus.error import (
     StorageError,
     WriteConflictError,
 )
+from durus.fork_locks import renew_lock_in_children
 from durus.interfaces import (
     CHANGES_MAX,
     NO_TID,
@@ -89,6 +90,7 @@ class ClassicAdapter:
     def __init__(self, storage: Storage) -> None:
         self.classic = self._storage = storage
         self._lock = threading.Lock()
+        renew_lock_in_children(self)
         self._closed = False
         self._tid = Tid(time.time_ns())
         self._recent: deque[tuple[Tid, Collection[Oid]]] = deque()

@@ -1,13 +1,12 @@
 """What the transactions of a `Database` have done in this process."""
 
-import os
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
-from weakref import WeakSet
 
 from durus.error import ConflictError, format_oid
+from durus.fork_locks import renew_lock_in_children
 from durus.interfaces import Tid
 
 __all__ = ["ConflictedObject", "DatabaseStatistics", "StatisticsCollector"]
@@ -57,7 +56,7 @@ class StatisticsCollector:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        _collectors.add(self)
+        renew_lock_in_children(self)
         self.commits = self.reads = self.aborts = self.conflicts = 0
         self._by_class: Counter[str] = Counter()
         self._by_object: Counter[tuple[bytes, str]] = Counter()
@@ -92,16 +91,3 @@ class StatisticsCollector:
                 ConflictedObject(oid, name, count)
                 for (oid, name), count in self._by_object.most_common(_HOTTEST)
             )
-
-
-_collectors: "WeakSet[StatisticsCollector]" = WeakSet()
-
-
-def _begin_in_child() -> None:
-    """After a fork nobody gives back the lock that another thread had."""
-    for collector in _collectors:
-        collector._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_child)

@@ -3,13 +3,11 @@
 Programs import it from `durus.storage`.
 """
 
-import os
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import attrgetter
-from weakref import WeakSet
 
 from durus import interfaces
 from durus.classic_storage import ClassicCalls
@@ -21,6 +19,7 @@ from durus.error import (
     StorageOpenError,
     WriteConflictError,
 )
+from durus.fork_locks import renew_lock_in_children
 from durus.interfaces import (
     CHANGES_MAX,
     NO_TID,
@@ -98,7 +97,7 @@ class MemoryStorage(ClassicCalls):
         self._unfinished: Collection[Oid] = ()
         """What the last commit has written, which an interrupt may have ended in the middle."""
         self._closed = False
-        _storages.add(self)
+        renew_lock_in_children(self)
 
     @property
     def tid(self) -> Tid:
@@ -110,8 +109,7 @@ class MemoryStorage(ClassicCalls):
 
     def snapshot(self, at: Tid | None = None) -> interfaces.Snapshot:
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             if at is None or at >= self._tid:
                 return self._snapshot_of(self._tid)
             if at < self._horizon:
@@ -129,8 +127,7 @@ class MemoryStorage(ClassicCalls):
     def commit(self, transaction: Transaction) -> CommitResult:
         writes, created = transaction.writes, transaction.created
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             since = transaction.snapshot_tid
             written = self._written(since, self._tid)
             if written is None:  # a pack and very many changes came in between
@@ -167,8 +164,7 @@ class MemoryStorage(ClassicCalls):
 
     def changes(self, since: Tid, until: Tid) -> frozenset[Oid] | None:
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             return _limit(self._written(since, until))
 
     def _find_existing(self, oids: Collection[Oid]) -> set[Oid]:
@@ -187,8 +183,7 @@ class MemoryStorage(ClassicCalls):
         if count < 1:
             raise ValueError(f"{count} oids cannot be reserved")
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             first = self._next_oid
             self._next_oid += count
         return [Oid(number.to_bytes(8)) for number in range(first, first + count)]
@@ -197,8 +192,7 @@ class MemoryStorage(ClassicCalls):
         self, start: Tid | None = None, stop: Tid | None = None
     ) -> Iterator[CommittedTransaction]:
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             start = max(self._horizon, NO_TID if start is None else start)
             return iter(
                 [t for t in self._transactions if t.tid >= start and (stop is None or t.tid < stop)]
@@ -206,16 +200,14 @@ class MemoryStorage(ClassicCalls):
 
     def revisions(self, oid: Oid) -> Iterator[Revision]:
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             if oid not in self._revisions:
                 raise DurusKeyError(oid)
             return iter(self._revisions[oid][::-1])
 
     def find(self, transaction_id: int) -> Tid | None:
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             return next((t.tid for t in self._transactions if t.id == transaction_id), None)
 
     def pack(
@@ -233,8 +225,7 @@ class MemoryStorage(ClassicCalls):
         """
         keep = None if keep is None else tid_at(keep)
         with self._lock:
-            self._check_open()
-            self._take_back_unfinished()
+            self._begin_call()
             if not self._find_existing([ROOT_OID]):
                 return
             count = len(self._transactions)
@@ -277,8 +268,14 @@ class MemoryStorage(ClassicCalls):
         if self._closed:
             raise StorageClosedError(f"{self} is closed; what it held is gone")
 
+    # What follows is called with the lock held.
+
+    def _begin_call(self) -> None:
+        self._check_open()
+        self._take_back_unfinished()
+
     def _take_back_unfinished(self) -> None:
-        """Remove what an interrupt, or a fork, has left of a commit; the lock is held."""
+        """Remove what an interrupt, or a fork, has left of a commit."""
         for oid in self._unfinished:
             revisions = self._revisions.get(oid, [])
             while revisions and revisions[-1].tid > self._tid:
@@ -301,16 +298,3 @@ def open_memory(uri: str, *, readonly: bool, create: bool) -> MemoryStorage:
             uri, "a storage in memory is always a new one: open it with create, and not read-only"
         )
     return MemoryStorage()
-
-
-_storages: "WeakSet[MemoryStorage]" = WeakSet()
-
-
-def _begin_in_child() -> None:
-    """After a fork nobody gives back the lock that another thread had."""
-    for storage in _storages:
-        storage._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_in_child)
