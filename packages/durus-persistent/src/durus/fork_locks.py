@@ -5,6 +5,8 @@ import threading
 from typing import Protocol
 from weakref import WeakSet
 
+from durus import _guard as _guard
+
 __all__ = ["renew_lock_in_children"]
 
 
